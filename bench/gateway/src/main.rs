@@ -1,0 +1,2 @@
+//! Load generator and floor proxy of the gateway benchmark.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The management API: types, OpenAPI document and a typed client. No logic.

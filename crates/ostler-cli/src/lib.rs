@@ -1,0 +1,1 @@
+//! Client commands; speaks the management API only.

@@ -1,0 +1,1 @@
+//! Files to desired state: ostler.toml and every mcpServers JSON, with errors that point at the place.

@@ -1,0 +1,11 @@
+//! The pure core of Ostler: what things are called, the states an instance goes through and the decisions
+//! about them. Time comes in as an argument and effects go out as values; nothing here knows a runtime, a
+//! file, a clock, a process or a random number, so every decision can be tested by calling it.
+
+pub mod ids;
+pub mod server;
+
+pub use ids::{Generation, InstanceId, InvalidServerName, ServerName};
+pub use server::{
+    Concurrency, Deadlines, Era, Launch, Restart, RestartPolicy, Scope, ServerSpec, StartMode, Traits,
+};

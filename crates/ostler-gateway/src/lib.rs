@@ -1,0 +1,1 @@
+//! HTTP: the MCP endpoints and the management API.

@@ -1,0 +1,1 @@
+//! Drivers: instances, their connections and the sessions that use them.

@@ -1,0 +1,1 @@
+//! For tests: a fake MCP server, evil children, counting processes by an inherited mark.
