@@ -1,1 +1,19 @@
-//! The management API: types, OpenAPI document and a typed client. No logic.
+//! The management API: its types, its routes and OpenAPI document, a typed client, and where its socket is.
+//! No logic: the daemon answers in `ostler-gateway`, people ask through `ostler-cli`.
+//!
+//! - [`types`]: what is sent and taken.
+//! - [`routes`]: one table of every route; the OpenAPI document ([`openapi()`]) and [`Client`] both follow it.
+//! - [`paths`]: the runtime directory with the socket, and the state directory.
+
+mod client;
+mod error;
+mod openapi;
+pub mod paths;
+pub mod routes;
+pub mod types;
+
+pub use client::{Client, LogQuery, LogStream, PeerProcess, Verb};
+pub use error::ClientError;
+pub use openapi::{openapi, openapi_json};
+pub use paths::{PathError, RuntimeDir, StateDir};
+pub use types::{ApiError, DaemonStatus, EventView, InstanceView, LogLine, ServerView, SessionView};

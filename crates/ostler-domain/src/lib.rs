@@ -2,10 +2,17 @@
 //! about them. Time comes in as an argument and effects go out as values; nothing here knows a runtime, a
 //! file, a clock, a process or a random number, so every decision can be tested by calling it.
 
+pub mod event;
 pub mod ids;
+pub mod instance;
 pub mod server;
+pub mod text;
 
+pub use event::{Happening, Severity};
 pub use ids::{Generation, InstanceId, InvalidServerName, ServerName};
+pub use instance::{
+    AfterStop, Cause, Effect, Event, Exit, Instance, Now, Policy, StartPhase, State, StopStep, TimerKind,
+};
 pub use server::{
     Concurrency, Deadlines, Era, Launch, Restart, RestartPolicy, Scope, ServerSpec, StartMode, Traits,
 };

@@ -1,1 +1,56 @@
 //! HTTP: the MCP endpoints and the management API.
+//!
+//! | path | file |
+//! |---|---|
+//! | connections, limits, time-outs | [`serve`] |
+//! | `/mcp/{server}` | [`mcp`]: `legacy` and `modern` requests, `sse` streams |
+//! | `/api/v1/…`, `/healthz`, `/readyz` | [`api`] |
+//! | `Host` and `Origin` | [`origin`] |
+//! | request bodies | [`body`] |
+//! | answers, errors | [`reply`] |
+//!
+//! Tasks it starts: one per connection, one per event stream being sent, one per legacy call that has become
+//! a stream. Nothing here knows a process: that is the supervisor's.
+
+pub mod api;
+pub mod body;
+pub mod mcp;
+pub mod origin;
+pub mod reply;
+pub mod serve;
+
+use std::sync::Arc;
+
+use ostler_supervisor::{Caller, Supervisor};
+use tokio::sync::Notify;
+
+/// What every request handler needs.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The servers and sessions.
+    pub supervisor: Arc<Supervisor>,
+    /// Who calls on this machine. There is one principal until tokens come: the user the daemon runs for.
+    pub local: Caller,
+    /// The address of the HTTP listener, as `http://host:port`.
+    pub base: String,
+    /// Told when somebody asks the daemon to stop.
+    pub shutdown: Arc<Notify>,
+    /// When the daemon started.
+    pub started: std::time::Instant,
+    /// The measurements of the last look at the process trees.
+    pub(crate) usage: api::usage::Usage,
+}
+
+impl Gateway {
+    /// A gateway for this supervisor, reachable at `base`.
+    pub fn new(supervisor: Arc<Supervisor>, local: Caller, base: String) -> Arc<Self> {
+        Arc::new(Self {
+            supervisor,
+            local,
+            base,
+            shutdown: Arc::new(Notify::new()),
+            started: std::time::Instant::now(),
+            usage: api::usage::Usage::default(),
+        })
+    }
+}

@@ -1,1 +1,38 @@
-//! Drivers: instances, their connections and the sessions that use them.
+//! Drivers: instances, their connections, and the sessions that use them.
+//!
+//! Tasks and threads this crate starts, with what goes in and what comes out:
+//!
+//! | task | one per | in | out |
+//! |---|---|---|---|
+//! | [`instance`] driver | instance | wishes, guard reports, results, a timer | effects, snapshots, events |
+//! | [`connection`] task | process | requests of callers, lines of the process | lines to the process, answers |
+//! | stderr capture | process | standard error | [`log`] |
+//! | report forwarders | process | guard reports, connection news | the driver |
+//! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
+//! | idle sessions | daemon | [`session`] | ended sessions |
+//! | store thread | daemon | jobs ([`ledger`]) | SQLite |
+//!
+//! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
+//! for anybody.
+
+pub mod budget;
+pub mod clock;
+pub mod connection;
+mod core;
+pub mod events;
+pub mod instance;
+pub mod ledger;
+pub mod log;
+pub mod random;
+pub mod server;
+pub mod session;
+mod stderr;
+pub mod stream;
+pub mod supervisor;
+
+pub use budget::Budget;
+pub use connection::Connection;
+pub use instance::{InstanceHandle, Owner, Snapshot, Unavailable};
+pub use server::Server;
+pub use session::{Session, Sessions};
+pub use supervisor::{Caller, StartError, Supervisor};

@@ -1,1 +1,4 @@
 //! For tests: a fake MCP server, evil children, counting processes by an inherited mark.
+
+pub mod evil;
+pub mod mark;

@@ -1,1 +1,31 @@
-fn main() {}
+//! `ostler`: one binary for the daemon, its guards and the command line.
+//!
+//! Read top to bottom: a guard is recognised before anything else exists; then the command line is parsed and
+//! handed to whoever runs it.
+
+mod config;
+mod daemon;
+mod doctor;
+mod lock;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use ostler_cli::{Cli, Command, Exit};
+
+fn main() -> ExitCode {
+    // A guard must stay small and single-threaded: decided before a runtime or a parser exists.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "guard") {
+        ostler_os::guard::main();
+    }
+    let cli = Cli::parse();
+    let exit = match cli.command {
+        Command::Up(args) => daemon::up(&cli.global, &args),
+        Command::Config(command) => config::run(command),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Client(command) => ostler_cli::run(&cli.global, command),
+        Command::Guard(_) => Exit::Usage,
+    };
+    exit.into()
+}

@@ -1,0 +1,15 @@
+# Thin on purpose: each target is one script, which says what it needs.
+.PHONY: run test lint bench
+
+run:    ## build Ostler and start the quickstart
+	@scripts/run-quickstart.sh
+
+test:   ## every test, installing what it needs
+	@scripts/test.sh
+
+lint:   ## format, lints, documentation, licences
+	@scripts/lint.sh
+
+bench:  ## the gateway benchmarks against its peers
+	@bench/run.py gateway
+	@bench/run.py churn

@@ -1,2 +1,0 @@
-//! Load generator and floor proxy of the gateway benchmark.
-fn main() {}

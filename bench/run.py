@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Runs the gateway benchmark or the churn benchmark; see README.md beside this file."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+from harness import report, targets
+from harness.processes import TargetFailed
+
+LOAD_DEADLINE_S = 300
+# Seconds within which the processes of a vanished client are expected to be gone: the idle time, and as much
+# again for noticing and stopping.
+CHURN_PROMISED_S = 2 * targets.CHURN_IDLE_S
+
+
+def main():
+    arguments = parse()
+    (targets.OUT / "logs").mkdir(parents=True, exist_ok=True)
+    names = chosen(arguments)
+    seen = report.machine()
+    tools = targets.build_tools()
+    if not arguments.no_install:
+        targets.install_peers(names)
+    if {"ostler", "ostler-session"} & set(names):
+        targets.build_ostler()
+    kept = gateway(arguments, names, tools, seen) if arguments.benchmark == "gateway" else churn(names, tools, seen)
+    return 0 if kept or not arguments.strict else 1
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmark", choices=["gateway", "churn"])
+    parser.add_argument("--quick", action="store_true", help="one round of one second: a smoke test, not figures")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default 3)")
+    parser.add_argument("--seconds", type=float, help="seconds measured per cell (default 5)")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 64], help="session counts")
+    parser.add_argument("--only", nargs="+", metavar="TARGET", help="only these: direct, " + ", ".join(all_targets()))
+    parser.add_argument("--no-install", action="store_true", help="install nothing; a missing peer is left out")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a bar is missed")
+    arguments = parser.parse_args()
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 5.0)
+    return arguments
+
+
+def all_targets():
+    return {target.name: target for target in targets.ALL + targets.CHURN_ONLY}
+
+
+def chosen(arguments):
+    """The names of the targets to run, in order."""
+    if arguments.benchmark == "gateway":
+        known = ["direct"] + [target.name for target in targets.ALL]
+    else:
+        known = [target.name for target in targets.ALL + targets.CHURN_ONLY]
+    unknown = set(arguments.only or []) - set(known)
+    if unknown:
+        sys.exit(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [name for name in known if not arguments.only or name in arguments.only]
+
+
+def tool(command):
+    """Runs one of the benchmark's programs and reads the JSON it prints."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, timeout=LOAD_DEADLINE_S)
+    if done.returncode != 0:
+        raise TargetFailed(done.stderr.decode(errors="replace").strip())
+    return json.loads(done.stdout)
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def gateway(arguments, names, tools, seen):
+    """Round by round, each target at each session count, always freshly started: whatever the machine does
+    meanwhile, it does to all of them."""
+    runs, failures = {}, {}
+    for number in range(1, arguments.rounds + 1):
+        for sessions in arguments.sessions:
+            for name in names:
+                try:
+                    run = measure(name, tools, sessions, arguments)
+                except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+                    failures[f"{name}, {sessions} sessions"] = str(error)
+                    say(f"round {number} {name:16} {sessions:3}: FAILED: {error}")
+                    continue
+                runs.setdefault((name, sessions), []).append(run)
+                say(
+                    f"round {number} {name:16} {sessions:3}: p50 {run['p50_us']:8.1f} us  p99 {run['p99_us']:9.1f} us"
+                    f"  {run['calls_per_s']:9,.0f} calls/s  {run['errors']} errors  {run['left']} left"
+                )
+    rows = {
+        (name, sessions): report.medians(runs[name, sessions])
+        for sessions in arguments.sessions
+        for name in names
+        if (name, sessions) in runs
+    }
+    labels = {"direct": "direct stdio, a server per session"} | {n: t.label for n, t in all_targets().items()}
+    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds, "sessions": arguments.sessions}
+    text = report.gateway_markdown(seen, rows, labels, settings)
+    text += "".join(f"- not measured: {cell}: {reason}\n" for cell, reason in failures.items())
+    raw = [{"target": name, "runs": cells} for (name, _), cells in runs.items()]
+    write("gateway", {"machine": seen, "settings": settings, "results": raw, "failures": failures}, text)
+    return not failures and all(kept for _, _, _, kept in report.bars(rows))
+
+
+def measure(name, tools, sessions, arguments):
+    """One cell of one round."""
+    warmup = 0.3 if arguments.quick else 1.0
+    load = [tools / "load", "--sessions", sessions, "--seconds", arguments.seconds, "--warmup", warmup]
+    if name == "direct":
+        return tool(load + ["--stdio", "--", tools / "echo-server"]) | {"left": 0}
+    target = all_targets()[name]
+    running, url = target.start(tools, churn=False)
+    try:
+        run = tool(load + ["--url", url, "--pid", running.pid, "--mark", running.mark, "--tool", target.tool])
+    finally:
+        left = target.stop(running)
+    return run | {"left": left}
+
+
+def churn(names, tools, seen):
+    """Each target once: 600 clients in rounds of 100."""
+    results, failures = {}, {}
+    for name in names:
+        target = all_targets()[name]
+        try:
+            running, url = target.start(tools, churn=True)
+            try:
+                command = [tools / "churn", "--url", url, "--pid", running.pid, "--mark", running.mark]
+                result = tool(command + ["--tool", target.tool, "--promised", CHURN_PROMISED_S])
+            finally:
+                left = target.stop(running)
+        except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+            failures[name] = str(error)
+            say(f"{name:22}: FAILED: {error}")
+            continue
+        results[name] = result | {"left": left}
+        start, end = result["series"][0], result["series"][-1]
+        say(
+            f"{name:22}: processes {start['processes']} -> {end['processes']}, RSS {start['rss_kib'] / 1024:.1f} -> "
+            f"{end['rss_kib'] / 1024:.1f} MB, {result['refused']} refused, {left} left after SIGTERM"
+        )
+    labels = {name: target.label for name, target in all_targets().items()}
+    text = report.churn_markdown(seen, results, labels)
+    text += "".join(f"- not measured: {name}: {reason}\n" for name, reason in failures.items())
+    write("churn", {"machine": seen, "results": results, "failures": failures}, text)
+    own = [result for name, result in results.items() if name.startswith("ostler")]
+    return not failures and all(result["back_after_s"] is not None and not result["refused"] for result in own)
+
+
+def write(name, data, text):
+    (targets.OUT / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (targets.OUT / f"{name}.md").write_text(text)
+    print(text)
+    say(f"written to {targets.OUT / name}.md and .json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+//! The grammar of the command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no daemon.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "ostler", version, about, long_about = None, after_help = EXIT_CODES)]
+#[command(about = "Runs MCP servers as supervised processes and lets many clients share them")]
+#[command(disable_help_subcommand = true, propagate_version = false)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Directory with the daemon's socket [env: OSTLER_RUNTIME_DIR] [default: $XDG_RUNTIME_DIR/ostler]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// What to do. `Client` holds the commands that [`crate::run`] runs; the binary runs the others.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground
+    Up(UpArgs),
+    /// Commands that ask a running daemon.
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Check or describe the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Say what this machine offers for killing whole process trees, and what that guarantees
+    Doctor(DoctorArgs),
+    /// The guard of one instance; started by the daemon only
+    #[command(hide = true, disable_help_flag = true)]
+    Guard(GuardArgs),
+}
+
+/// Arguments of `ostler up`.
+#[derive(Clone, Debug, Args)]
+pub struct UpArgs {
+    /// ostler.toml, or any JSON file with mcpServers [default: ostler.toml here, else the user's]
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Start no server before a client asks for it
+    #[arg(long)]
+    pub no_eager: bool,
+}
+
+/// Arguments of `ostler doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of the hidden `ostler guard`. The binary decides before the command line is parsed; this only
+/// keeps the word from being taken for a mistake.
+#[derive(Clone, Debug, Args)]
+pub struct GuardArgs {
+    /// What the daemon passes.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
+}
+
+/// `ostler config ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check configuration files; says file, line, column, what was expected
+    Check {
+        /// The files, as for `ostler up`
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Print the JSON schema of ostler.toml
+    Schema,
+}
+
+/// The commands that ask a running daemon.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Drain and stop the daemon; returns when every process is gone
+    Down,
+    /// List servers and instances
+    Ps {
+        /// Print the API's JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a server, an instance or, without ID, the daemon
+    Status(StatusArgs),
+    /// Start a server or an instance; returns when it is ready
+    Start {
+        /// Server name or instance id
+        id: String,
+    },
+    /// Stop a server or an instance; returns when no process of it is left
+    Stop {
+        /// Server name or instance id
+        id: String,
+    },
+    /// Stop and start a server or an instance; returns when it is ready
+    Restart {
+        /// Server name or instance id
+        id: String,
+    },
+    /// Print what a server's processes wrote
+    Logs(LogsArgs),
+    /// List or end client sessions
+    Sessions(SessionsArgs),
+    /// Print what happened, and why
+    Events(EventsArgs),
+    /// Speak MCP on standard input and output, for clients that only do that
+    Connect(ConnectArgs),
+    /// Print a completion script
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Arguments of `ostler status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Server name or instance id
+    pub id: Option<String>,
+    /// Print the API's JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `ostler logs`.
+#[derive(Clone, Debug, Args)]
+pub struct LogsArgs {
+    /// Server name or instance id
+    pub id: String,
+    /// Keep printing new lines
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print at most the newest N kept lines
+    #[arg(short = 'n', long = "lines", value_name = "N")]
+    pub lines: Option<u64>,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `ostler sessions`.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct SessionsArgs {
+    /// Print the API's JSON array
+    #[arg(long)]
+    pub json: bool,
+    /// What to do instead of listing.
+    #[command(subcommand)]
+    pub command: Option<SessionsCommand>,
+}
+
+/// `ostler sessions ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum SessionsCommand {
+    /// End a session; its client starts a new one
+    Rm {
+        /// The session's id, as `ostler sessions` lists it
+        id: String,
+    },
+}
+
+/// Arguments of `ostler events`.
+#[derive(Clone, Debug, Args)]
+pub struct EventsArgs {
+    /// Print the API's JSON array
+    #[arg(long, conflicts_with = "follow")]
+    pub json: bool,
+    /// Keep printing new events
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print at most the newest N kept events
+    #[arg(short = 'n', long = "lines", value_name = "N")]
+    pub lines: Option<u64>,
+}
+
+/// Arguments of `ostler connect`.
+#[derive(Clone, Debug, Args)]
+pub struct ConnectArgs {
+    /// The server's name
+    pub server: String,
+    /// Base address of a daemon's HTTP listener, instead of the local socket, such as http://127.0.0.1:7320
+    #[arg(long, value_name = "BASE")]
+    pub url: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_commands_are_understood() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        assert!(matches!(parse("ostler up a.toml b.json"), Ok(Command::Up(up)) if up.files.len() == 2));
+        assert!(matches!(
+            parse("ostler config check x.toml"),
+            Ok(Command::Config(ConfigCommand::Check { .. }))
+        ));
+        assert!(matches!(
+            parse("ostler guard --fd 3 -- sh -c x"),
+            Ok(Command::Guard(guard)) if guard.args.len() >= 5
+        ));
+        let client = |line: &str| match parse(line) {
+            Ok(Command::Client(command)) => command,
+            other => panic!("{line}: {other:?}"),
+        };
+        assert!(matches!(client("ostler ps --json"), ClientCommand::Ps { json: true }));
+        assert!(matches!(client("ostler status"), ClientCommand::Status(args) if args.id.is_none()));
+        let ClientCommand::Logs(logs) = client("ostler logs github -f -n 20") else { panic!("not logs") };
+        assert_eq!((logs.follow, logs.lines), (true, Some(20)));
+        let ClientCommand::Sessions(sessions) = client("ostler sessions rm s7") else {
+            panic!("not sessions")
+        };
+        assert!(matches!(sessions.command, Some(SessionsCommand::Rm { id }) if id == "s7"));
+        let with_dir = Cli::try_parse_from(["ostler", "down", "--runtime-dir", "/x"]).expect("global");
+        assert_eq!(with_dir.global.runtime_dir, Some(PathBuf::from("/x")));
+        assert_eq!(parse("ostler pss").expect_err("unknown").exit_code(), 2);
+    }
+}

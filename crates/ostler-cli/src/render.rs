@@ -1,0 +1,386 @@
+//! The tables and sheets that people read. Pure: views in, text out.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table, presets};
+use ostler_api::{DaemonStatus, EventView, InstanceView, LogLine, ServerView, SessionView};
+
+use crate::text::{duration, moment, size, visible};
+
+/// What stands where there is nothing to show.
+const NONE: &str = "-";
+
+/// A table without borders; `right` names the columns that hold figures.
+fn table(header: &[&str], right: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row.iter().map(|cell| visible(cell)));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = table.trim_fmt();
+    text.push('\n');
+    text
+}
+
+/// `ostler ps`.
+pub(crate) fn instances(rows: &[InstanceView]) -> String {
+    if rows.is_empty() {
+        return "no servers are configured\n".to_owned();
+    }
+    let header = [
+        "ID", "STATE", "SCOPE", "OWNER", "PID", "PROCS", "SESSIONS", "RESTARTS", "RSS", "CPU", "UPTIME",
+        "PORTS",
+    ];
+    let row = |i: &InstanceView| {
+        let running = i.pid.is_some();
+        let figure = |text: String| if running { text } else { NONE.to_owned() };
+        vec![
+            i.id.clone(),
+            state(i),
+            i.scope.clone(),
+            i.owner.clone(),
+            i.pid.map_or_else(|| NONE.to_owned(), |pid| pid.to_string()),
+            i.processes.to_string(),
+            i.sessions.to_string(),
+            i.restarts.to_string(),
+            figure(size(i.rss_bytes)),
+            figure(format!("{:.1}%", i.cpu_percent)),
+            figure(duration(i.uptime_ms)),
+            ports(i),
+        ]
+    };
+    table(&header, &[4, 5, 6, 7, 8, 9, 10], rows.iter().map(row))
+}
+
+/// The state, and when the next try is.
+fn state(instance: &InstanceView) -> String {
+    match instance.next_try_ms {
+        Some(ms) => format!("{} ({})", instance.state, duration(ms)),
+        None => instance.state.clone(),
+    }
+}
+
+fn ports(instance: &InstanceView) -> String {
+    let ports: Vec<String> = instance.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
+    if ports.is_empty() { NONE.to_owned() } else { ports.join(" ") }
+}
+
+/// `ostler sessions`.
+pub(crate) fn sessions(rows: &[SessionView]) -> String {
+    if rows.is_empty() {
+        return "no sessions\n".to_owned();
+    }
+    let header = ["ID", "SERVER", "CLIENT", "PRINCIPAL", "INSTANCE", "AGE", "IDLE", "CALLS"];
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| NONE.to_owned());
+    let row = |s: &SessionView| {
+        vec![
+            s.id.clone(),
+            s.server.clone(),
+            or_none(&s.client),
+            s.principal.clone(),
+            or_none(&s.instance),
+            duration(s.age_ms),
+            duration(s.idle_ms),
+            s.calls.to_string(),
+        ]
+    };
+    table(&header, &[5, 6, 7], rows.iter().map(row))
+}
+
+/// `name  value` lines, the values in one column.
+fn sheet(pairs: &[(&str, String)]) -> String {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in pairs {
+        let _ = writeln!(text, "{name:width$}  {}", visible(value));
+    }
+    text
+}
+
+/// `ostler status`.
+pub(crate) fn daemon(status: &DaemonStatus) -> String {
+    let mut text = sheet(&[
+        ("version", status.version.clone()),
+        ("pid", status.pid.to_string()),
+        ("uptime", duration(status.uptime_ms)),
+        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
+        ("http", status.http.clone()),
+        ("sessions", format!("{} of {}", status.sessions, status.max_sessions)),
+        ("memory", format!("{}, {} of it messages", size(status.rss_bytes), size(status.body_bytes))),
+        ("killing", status.rung.clone()),
+    ]);
+    let hit: Vec<String> =
+        status.counters.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name}={n}")).collect();
+    if !hit.is_empty() {
+        let _ = writeln!(text, "refused   {}", visible(&hit.join(" ")));
+    }
+    text
+}
+
+/// `ostler status SERVER`.
+pub(crate) fn server(server: &ServerView) -> String {
+    let known = |what: Option<bool>| match what {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "not known yet",
+    };
+    let mut text = sheet(&[
+        ("server", server.name.clone()),
+        ("state", server.state.clone()),
+        ("endpoint", server.endpoint.clone()),
+        ("scope", server.scope.clone()),
+        ("command", command(&server.command)),
+        ("required", if server.required { "yes" } else { "no" }.to_owned()),
+        ("legacy", known(server.legacy).to_owned()),
+        ("modern", known(server.modern).to_owned()),
+        ("asks back", if server.asks_back { "yes: one call at a time" } else { "not seen to" }.to_owned()),
+    ]);
+    if !server.instances.is_empty() {
+        text.push('\n');
+        text.push_str(&instances(&server.instances));
+    }
+    for instance in &server.instances {
+        if let Some(reason) = &instance.reason {
+            let _ = writeln!(text, "{}: {}", visible(&instance.id), visible(reason));
+        }
+    }
+    text
+}
+
+/// Program and arguments as a shell would take them: a word with anything unusual in it is quoted.
+fn command(words: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@%_-+=:,./".contains(c);
+    let quote = |word: &String| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// `ostler status INSTANCE`.
+pub(crate) fn instance(i: &InstanceView) -> String {
+    let mut pairs = vec![
+        ("instance", i.id.clone()),
+        ("server", i.server.clone()),
+        ("state", state(i)),
+        ("generation", i.generation.to_string()),
+        ("scope", format!("{}, owned by {}", i.scope, i.owner)),
+        ("era", i.era.clone().unwrap_or_else(|| "not known yet".to_owned())),
+        ("pid", i.pid.map_or_else(|| NONE.to_owned(), |pid| pid.to_string())),
+        ("processes", i.processes.to_string()),
+        ("sessions", i.sessions.to_string()),
+        ("calls", i.calls.to_string()),
+        ("restarts", i.restarts.to_string()),
+        ("memory", size(i.rss_bytes)),
+        ("cpu", format!("{:.1}%", i.cpu_percent)),
+        ("uptime", duration(i.uptime_ms)),
+        ("ports", ports(i)),
+    ];
+    if let Some(reason) = &i.reason {
+        pairs.insert(3, ("reason", reason.clone()));
+    }
+    sheet(&pairs)
+}
+
+/// One line of `ostler logs`; with the instance where lines of several are mixed.
+pub(crate) fn log_line(line: &LogLine, with_instance: bool) -> String {
+    let instance = if with_instance { format!("{} ", visible(&line.instance)) } else { String::new() };
+    format!("{} {instance}{:6} {}\n", moment(line.unix_ms), visible(&line.stream), visible(&line.text))
+}
+
+/// One line of `ostler events`.
+pub(crate) fn event(event: &EventView) -> String {
+    format!(
+        "{} {:7} {}: {} [{}]\n",
+        moment(event.unix_ms),
+        visible(&event.severity),
+        visible(&event.subject),
+        visible(&event.message),
+        visible(&event.kind)
+    )
+}
+
+/// Sample data for the tests of this crate.
+#[cfg(test)]
+pub(crate) mod samples {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    pub(crate) fn instance(id: &str, state: &str) -> InstanceView {
+        let server = id.split('.').next().expect("first part").to_owned();
+        InstanceView {
+            id: id.to_owned(),
+            server,
+            generation: 3,
+            state: state.to_owned(),
+            reason: None,
+            scope: "principal".to_owned(),
+            owner: "local:1000".to_owned(),
+            era: Some("legacy".to_owned()),
+            pid: Some(41_207),
+            processes: 3,
+            sessions: 2,
+            calls: 1,
+            restarts: 2,
+            rss_bytes: 125_829_120,
+            cpu_percent: 1.25,
+            uptime_ms: 7_500_000,
+            ports: BTreeMap::new(),
+            next_try_ms: None,
+        }
+    }
+
+    pub(crate) fn rows() -> Vec<InstanceView> {
+        let without_process = |id: &str, state: &str| InstanceView {
+            pid: None,
+            processes: 0,
+            sessions: 0,
+            calls: 0,
+            rss_bytes: 0,
+            cpu_percent: 0.0,
+            uptime_ms: 0,
+            ..instance(id, state)
+        };
+        vec![
+            InstanceView {
+                ports: BTreeMap::from([("viewer".to_owned(), 8001), ("vnc".to_owned(), 8002)]),
+                ..instance("github.1", "ready")
+            },
+            InstanceView {
+                next_try_ms: Some(4_300),
+                reason: Some("exited with status 1 during the handshake".to_owned()),
+                restarts: 5,
+                ..without_process("memory.1", "backoff")
+            },
+            InstanceView { generation: 0, restarts: 0, era: None, ..without_process("everything", "idle") },
+        ]
+    }
+
+    pub(crate) fn servers() -> Vec<ServerView> {
+        rows()
+            .into_iter()
+            .map(|row| ServerView {
+                name: row.server.clone(),
+                endpoint: format!("http://127.0.0.1:7320/mcp/{}", row.server),
+                scope: row.scope.clone(),
+                command: ["npx", "-y", "@modelcontextprotocol/server-x", "it's a path"]
+                    .map(String::from)
+                    .to_vec(),
+                required: row.server == "github",
+                legacy: Some(true),
+                modern: None,
+                asks_back: row.server == "memory",
+                state: if row.generation == 0 { "on-demand".to_owned() } else { row.state.clone() },
+                instances: if row.generation == 0 { Vec::new() } else { vec![row] },
+            })
+            .collect()
+    }
+
+    pub(crate) fn status() -> DaemonStatus {
+        DaemonStatus {
+            version: "0.1.0".to_owned(),
+            pid: 41_000,
+            uptime_ms: 273_600_000,
+            http: "http://127.0.0.1:7320".to_owned(),
+            rung: "guard: exact trees by subreaper; nothing outlives the daemon".to_owned(),
+            ready: true,
+            sessions: 12,
+            max_sessions: 1000,
+            rss_bytes: 12_582_912,
+            body_bytes: 2048,
+            counters: BTreeMap::from([("sessions".to_owned(), 3), ("bodies".to_owned(), 0)]),
+        }
+    }
+
+    pub(crate) fn sessions() -> Vec<SessionView> {
+        let session = SessionView {
+            id: "s7f3a".to_owned(),
+            server: "github".to_owned(),
+            client: Some("claude-code 2.1.0".to_owned()),
+            principal: "local:1000".to_owned(),
+            instance: Some("github.1".to_owned()),
+            age_ms: 184_000,
+            idle_ms: 420,
+            calls: 1,
+        };
+        let rude = SessionView {
+            id: "s0001".to_owned(),
+            client: Some("evil\u{1b}]0;title\u{7}".to_owned()),
+            instance: None,
+            ..session.clone()
+        };
+        vec![session, rude]
+    }
+
+    pub(crate) fn event() -> EventView {
+        EventView {
+            seq: 17,
+            unix_ms: 1_785_231_000_125,
+            severity: "warning".to_owned(),
+            kind: "instance-exited".to_owned(),
+            subject: "memory.1".to_owned(),
+            message: "exited with status 1; next try in 4.3 s".to_owned(),
+        }
+    }
+
+    pub(crate) fn line() -> LogLine {
+        LogLine {
+            seq: 9,
+            unix_ms: 1_785_231_000_125,
+            instance: "github.1".to_owned(),
+            stream: "stderr".to_owned(),
+            text: "listening \u{1b}[31mred".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ps() {
+        insta::assert_snapshot!(instances(&samples::rows()));
+        assert_eq!(instances(&[]), "no servers are configured\n");
+    }
+
+    #[test]
+    fn status_of_the_daemon() {
+        insta::assert_snapshot!(daemon(&samples::status()));
+    }
+
+    #[test]
+    fn status_of_servers() {
+        let sheets: Vec<String> = samples::servers().iter().map(server).collect();
+        insta::assert_snapshot!(sheets.join("----\n"));
+    }
+
+    #[test]
+    fn status_of_an_instance() {
+        insta::assert_snapshot!(instance(&samples::rows()[1]));
+    }
+
+    #[test]
+    fn sessions_with_a_rude_client_name() {
+        insta::assert_snapshot!(sessions(&samples::sessions()));
+        assert_eq!(sessions(&[]), "no sessions\n");
+    }
+
+    #[test]
+    fn lines_of_logs_and_events() {
+        let text =
+            [log_line(&samples::line(), false), log_line(&samples::line(), true), event(&samples::event())];
+        insta::assert_snapshot!(text.concat());
+    }
+}

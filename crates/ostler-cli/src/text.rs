@@ -1,0 +1,122 @@
+//! How figures and foreign text are shown to people.
+
+/// A number of bytes, rounded down: `0B`, `512B`, `3.4M`, `120M`, `1.5G`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
+    let mut unit = 0;
+    let mut tenths = u128::from(bytes) * 10;
+    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    if unit == 0 || tenths >= 100 {
+        format!("{}{}", tenths / 10, UNITS[unit])
+    } else {
+        format!("{}.{}{}", tenths / 10, tenths % 10, UNITS[unit])
+    }
+}
+
+/// A duration in its two largest units: `420ms`, `12s`, `3m04s`, `2h05m`, `3d04h`.
+pub(crate) fn duration(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0 => format!("{ms}ms"),
+        1..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+/// A moment as UTC, `2026-07-28T09:30:00.125Z`.
+pub(crate) fn moment(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let (year, month, day) = civil(days);
+    let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}Z", ms % 1000)
+}
+
+/// Year, month and day of a number of days since 1970-01-01. Counts in years that begin in March, so that a
+/// leap day is the last day of its year, and in eras of 400 years, which all have 146,097 days.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468; // from 0000-03-01 to 1970-01-01
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// Foreign text, safe for a terminal: control characters (but tab) are shown as escapes, so that a server's
+/// log line or a client's name cannot move the cursor, set the title or hide what stands before it.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        // The bidirectional controls reorder what stands beside them.
+        let reorders = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if (c.is_control() && c != '\t') || reorders {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let cases = [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.0K"),
+            (3_565_159, "3.4M"),
+            (125_829_120, "120M"),
+            (1_610_612_736, "1.5G"),
+            (1 << 60, "1048576T"),
+        ];
+        for (bytes, shown) in cases {
+            assert_eq!(size(bytes), shown);
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let cases = [
+            (0, "0ms"),
+            (999, "999ms"),
+            (59_999, "59s"),
+            (184_000, "3m04s"),
+            (7_500_000, "2h05m"),
+            (273_600_000, "3d04h"),
+        ];
+        for (ms, shown) in cases {
+            assert_eq!(duration(ms), shown);
+        }
+    }
+
+    #[test]
+    fn moments() {
+        let cases = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_785_231_000_125, "2026-07-28T09:30:00.125Z"),
+            (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ];
+        for (ms, shown) in cases {
+            assert_eq!(moment(ms), shown);
+        }
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(visible("a\tb \u{1b}[2Jc\r\n\u{202e}d é"), "a\tb \\u{1b}[2Jc\\r\\n\\u{202e}d é");
+    }
+}

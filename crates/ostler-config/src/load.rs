@@ -1,0 +1,321 @@
+//! Reads files, merges them, applies the environment and builds the configuration.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ostler_domain::{ServerName, ServerSpec};
+
+use crate::check::{Checked, Checker, FILE};
+use crate::config::{Config, Gateway, Limits, Sessions};
+use crate::diagnostic::{ConfigErrors, Diagnostic, Findings, MAX_FOUND};
+use crate::expand::{Env, Style};
+use crate::node::{Entry, Node};
+use crate::overrides::{self, Known};
+use crate::server::{self, RESERVED_NAME, RawServer};
+use crate::source::{Format, MAX_FILE_BYTES, Place, Source};
+use crate::values::defaults;
+use crate::{foreign, json, keys, toml};
+
+/// Reads configuration files and returns the desired state they describe together.
+///
+/// `env` gives the value of an environment variable; it answers `${env:NAME}` and the `OSTLER_SECTION__KEY`
+/// variables of every key. A variable that looks like a key and is none can only be noticed by
+/// [`load_with`], which knows what is set.
+///
+/// # Errors
+///
+/// Everything that is wrong with the files and variables, all at once.
+pub fn load(files: &[PathBuf], env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
+    load_with(files, env, &[])
+}
+
+/// As [`load`], and refuses variables of `names` that look like a key (`OSTLER_..__..`) and are none. `names`
+/// are those of the variables that are set.
+///
+/// # Errors
+///
+/// Everything that is wrong with the files and variables, all at once.
+pub fn load_with(
+    files: &[PathBuf],
+    env: &dyn Fn(&str) -> Option<String>,
+    names: &[String],
+) -> Result<Config, ConfigErrors> {
+    let mut loader = Loader::new(env);
+    for file in files {
+        match read(file) {
+            Ok(text) => loader.file(file, &text, Format::of(file, &text)),
+            Err(why) => {
+                let name = file.display().to_string();
+                let message = format!("cannot read `{name}`: {why}");
+                loader.out.error(Diagnostic::of_file(name, message));
+            }
+        }
+    }
+    loader.finish(files.to_vec(), names)
+}
+
+/// As [`load`], from one text called `name`.
+///
+/// # Errors
+///
+/// Everything that is wrong with the text and variables, all at once.
+pub fn load_str(
+    name: &str,
+    text: &str,
+    format: Format,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, ConfigErrors> {
+    let mut loader = Loader::new(env);
+    loader.file(Path::new(name), text, format);
+    loader.finish(vec![PathBuf::from(name)], &[])
+}
+
+/// A file's text, read no further than the limit; or why not.
+fn read(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        format!("line {line} is not UTF-8 text")
+    })
+}
+
+/// Sorts problems as a reader meets them: file by file, from the top, variables at the end.
+fn in_reading_order(found: &mut [Diagnostic], sources: &[PathBuf]) {
+    let file = |d: &Diagnostic| {
+        sources
+            .iter()
+            .position(|s| s.display().to_string() == d.file)
+            .unwrap_or(sources.len())
+    };
+    found.sort_by_cached_key(|d| (file(d), d.line, d.column));
+}
+
+/// What has been read so far.
+struct Loader<'a> {
+    env: Env<'a>,
+    out: Findings,
+    gateway: Checked,
+    limits: Checked,
+    sessions: Checked,
+    defaults: Checked,
+    servers: Vec<RawServer>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(env: Env<'a>) -> Self {
+        Self {
+            env,
+            out: Findings::default(),
+            gateway: Checked::new(),
+            limits: Checked::new(),
+            sessions: Checked::new(),
+            defaults: Checked::new(),
+            servers: Vec::new(),
+        }
+    }
+
+    fn file(&mut self, path: &Path, text: &str, format: Format) {
+        let source = Source::file(path, text);
+        let (root, what) = match format {
+            Format::Toml => (toml::parse(&source.text), "TOML"),
+            Format::Json => (json::parse(&source.text), "JSON"),
+        };
+        match (root, format) {
+            (Err((range, why)), _) => {
+                let bare = source
+                    .text
+                    .get(range.start..)
+                    .is_some_and(|t| t.starts_with(char::is_alphabetic));
+                let place = Place::new(&source, range);
+                let error = Diagnostic::at(place, format!("this is not {what}: {why}"));
+                self.out.error(if bare {
+                    error.help("a text stands in quotes: `\"...\"`")
+                } else {
+                    error
+                });
+            }
+            (Ok(root), Format::Toml) => self.own(&source, &root),
+            (Ok(root), Format::Json) => {
+                let found = foreign::servers(&source, &root, self.env, &mut self.out);
+                self.servers.extend(found);
+            }
+        }
+    }
+
+    /// Takes in an `ostler.toml`.
+    fn own(&mut self, source: &Arc<Source>, root: &Node) {
+        let mut all = Checked::new();
+        Checker {
+            source,
+            out: &mut self.out,
+        }
+        .table(keys::ROOT, root, FILE, "", &mut all);
+        for (path, found) in all {
+            let Some((section, key)) = path.split_once('.') else {
+                continue;
+            };
+            let into = match section {
+                "gateway" => &mut self.gateway,
+                "limits" => &mut self.limits,
+                "sessions" => &mut self.sessions,
+                _ => &mut self.defaults,
+            };
+            match into.get(key) {
+                Some(first) if !first.value.same(&found.value) => {
+                    let error = Diagnostic::at(found.place, format!("`{path}` has two values"));
+                    let error = error.other(first.place.clone(), "the other is here");
+                    self.out.error(error.help("keep one of the two"));
+                }
+                Some(_) => {}
+                None => drop(into.insert(key.to_owned(), found)),
+            }
+        }
+        let Some(servers) = root.get("servers") else {
+            return;
+        };
+        match servers.entries() {
+            Some(entries) => {
+                for entry in entries {
+                    if !self.out.full() {
+                        self.own_server(source, entry);
+                    }
+                }
+            }
+            None => {
+                let place = Place::new(source, servers.range.clone());
+                let error = Diagnostic::at(place, format!("`servers` cannot be {}", servers.kind()));
+                self.out
+                    .error(error.expected("a table for each server: `[servers.NAME]`"));
+            }
+        }
+    }
+
+    fn own_server(&mut self, source: &Arc<Source>, entry: &Entry) {
+        let place = Place::new(source, entry.key_range.clone());
+        let mut values = Checked::new();
+        let title = format!("[servers.{}]", entry.key);
+        Checker {
+            source,
+            out: &mut self.out,
+        }
+        .table(keys::SERVER, &entry.node, &title, "", &mut values);
+        if entry.key == RESERVED_NAME {
+            let message = format!("the name `{RESERVED_NAME}` is reserved for Ostler's own MCP server");
+            self.out
+                .error(Diagnostic::at(place, message).help("give the server another name"));
+            return;
+        }
+        match entry.key.parse() {
+            Ok(name) => self.servers.push(RawServer {
+                name,
+                place,
+                values,
+                has_command: entry.node.get("command").is_some(),
+                style: Style::Ostler,
+                folder: source.dir.clone(),
+                default_cwd: None,
+            }),
+            Err(_) => {
+                let usable = foreign::usable_name(&entry.key);
+                let message = format!("`{}` cannot be the name of a server", entry.key);
+                let error = Diagnostic::at(place, message).nearest(usable.as_ref().map(ServerName::as_str));
+                self.out
+                    .error(error.expected("1 to 64 of A-Z a-z 0-9 _ - . with a letter, digit or _ first"));
+            }
+        }
+    }
+
+    fn finish(mut self, sources: Vec<PathBuf>, names: &[String]) -> Result<Config, ConfigErrors> {
+        let (env, out) = (self.env, &mut self.out);
+        let mut known = Known::default();
+        overrides::section("GATEWAY", keys::GATEWAY, env, &mut self.gateway, &mut known, out);
+        overrides::section("LIMITS", keys::LIMITS, env, &mut self.limits, &mut known, out);
+        overrides::section(
+            "SESSIONS",
+            keys::SESSIONS,
+            env,
+            &mut self.sessions,
+            &mut known,
+            out,
+        );
+        overrides::section(
+            "DEFAULTS",
+            keys::DEFAULTS,
+            env,
+            &mut self.defaults,
+            &mut known,
+            out,
+        );
+        overrides::servers(&mut self.servers, env, &mut known, out);
+        overrides::unknown(names, &known, out);
+
+        let gateway = Gateway::build(&self.gateway, out);
+        let limits = Limits::build(&self.limits);
+        let sessions = Sessions::build(&self.sessions);
+        let servers = self.build_servers();
+        if self.out.full() {
+            let message = format!("more than {MAX_FOUND} problems; the rest was not looked at");
+            self.out
+                .errors
+                .push(Diagnostic::of_file("configuration".into(), message));
+        }
+        let Findings {
+            mut errors,
+            mut warnings,
+        } = self.out;
+        in_reading_order(&mut errors, &sources);
+        in_reading_order(&mut warnings, &sources);
+        if errors.is_empty() {
+            Ok(Config {
+                gateway,
+                limits,
+                sessions,
+                servers,
+                sources,
+                warnings,
+            })
+        } else {
+            Err(ConfigErrors { errors, warnings })
+        }
+    }
+
+    /// The enabled servers. One that several files give is taken once if it is the same in all of them.
+    fn build_servers(&mut self) -> Vec<ServerSpec> {
+        let base = defaults(keys::SERVER);
+        let mut specs: Vec<ServerSpec> = Vec::new();
+        let mut first: BTreeMap<ServerName, (usize, Place)> = BTreeMap::new();
+        for raw in self.servers.iter().filter(|raw| server::enabled(raw, &base)) {
+            let Some(spec) = server::build(raw, &self.defaults, &base, self.env, &mut self.out) else {
+                continue;
+            };
+            match first.get(&raw.name) {
+                None => {
+                    first.insert(raw.name.clone(), (specs.len(), raw.place.clone()));
+                    specs.push(spec);
+                }
+                Some((index, _)) if specs[*index] == spec => {}
+                Some((_, place)) => {
+                    let message = format!("server `{}` is given twice, and differently", raw.name);
+                    let error = Diagnostic::at(raw.place.clone(), message);
+                    let help = format!("rename one of the two; the other is at {}", place.display());
+                    self.out
+                        .error(error.other(place.clone(), "first given here").help(help));
+                }
+            }
+        }
+        specs
+    }
+}

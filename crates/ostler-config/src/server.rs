@@ -1,0 +1,364 @@
+//! One server: from checked values to its specification.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ostler_domain::{
+    Concurrency, Deadlines, Launch, Restart, RestartPolicy, Scope, ServerName, ServerSpec, StartMode,
+};
+
+use crate::check::{Checked, is_variable, not_a_variable};
+use crate::diagnostic::{Diagnostic, Findings};
+use crate::expand::{Env, Style, Trouble, Variables, expand};
+use crate::source::Place;
+use crate::values::Values;
+
+/// The part of `stop.grace` between closing standard input and SIGTERM: a fifth. Most servers end by
+/// themselves when their input does, and those that do not deserve the larger part for their clean-up.
+const STDIN_SHARE: u32 = 5;
+
+/// The name under which Ostler's own MCP server is reached.
+pub(crate) const RESERVED_NAME: &str = "ostler";
+
+/// A server as one file gives it.
+pub(crate) struct RawServer {
+    pub(crate) name: ServerName,
+    /// Where the name stands.
+    pub(crate) place: Place,
+    /// Its keys, by the paths of a server's table.
+    pub(crate) values: Checked,
+    /// Whether it has a command at all, be it a wrong one that is noted already.
+    pub(crate) has_command: bool,
+    pub(crate) style: Style,
+    /// `${workspaceFolder}`, and what a relative `cwd` starts from.
+    pub(crate) folder: PathBuf,
+    /// The working directory where none is given.
+    pub(crate) default_cwd: Option<PathBuf>,
+}
+
+/// Why a server was not built.
+enum Stop {
+    /// Something is wrong with it, which is noted.
+    Wrong,
+    /// It needs what only its client knows, which is noted as a warning.
+    Skip,
+}
+
+/// Whether a server is used at all.
+pub(crate) fn enabled(raw: &RawServer, base: &Checked) -> bool {
+    Values {
+        layers: &[&raw.values, base],
+    }
+    .flag("enabled")
+}
+
+/// Builds a server's specification; `None` when it is wrong or skipped, which is then noted.
+pub(crate) fn build(
+    raw: &RawServer,
+    said: &Checked,
+    base: &Checked,
+    env: Env<'_>,
+    out: &mut Findings,
+) -> Option<ServerSpec> {
+    let values = Values {
+        layers: &[&raw.values, said, base],
+    };
+    let variables = Variables {
+        style: raw.style,
+        folder: &raw.folder,
+        env,
+    };
+    let mut builder = Builder {
+        raw,
+        values,
+        variables,
+        out,
+    };
+    let launch = builder.launch();
+    let restart = builder.restart();
+    let (Ok(launch), Some(restart)) = (launch, restart) else {
+        return None;
+    };
+    let values = builder.values;
+    let grace = values.duration("stop.grace");
+    let stdin_grace = grace / STDIN_SHARE;
+    let deadlines = Deadlines {
+        spawn: values.duration("timeouts.spawn"),
+        handshake: values.duration("timeouts.handshake"),
+        drain: values.duration("stop.drain"),
+        stdin_grace,
+        term_grace: grace.saturating_sub(stdin_grace),
+        ..Deadlines::default()
+    };
+    Some(ServerSpec {
+        name: raw.name.clone(),
+        launch,
+        scope: scope(values.word("scope")),
+        start: start(values.word("start")),
+        required: values.flag("required"),
+        concurrency: concurrency(values.word("concurrency")),
+        restart,
+        deadlines,
+        call_idle: values.duration("timeouts.call_idle"),
+        call_max: values.duration("timeouts.call_max"),
+        idle: values.duration("idle"),
+        log_lines: values.count("log_lines"),
+    })
+}
+
+fn scope(word: &str) -> Scope {
+    match word {
+        "shared" => Scope::Shared,
+        "project" => Scope::Project,
+        "session" => Scope::Session,
+        _ => Scope::Principal,
+    }
+}
+
+fn start(word: &str) -> StartMode {
+    if word == "on-demand" {
+        StartMode::OnDemand
+    } else {
+        StartMode::Eager
+    }
+}
+
+fn concurrency(word: &str) -> Concurrency {
+    match word {
+        "serial" => Concurrency::Serial,
+        "concurrent" => Concurrency::Concurrent,
+        _ => Concurrency::Auto,
+    }
+}
+
+fn policy(word: &str) -> RestartPolicy {
+    match word {
+        "never" => RestartPolicy::Never,
+        "always" => RestartPolicy::Always,
+        _ => RestartPolicy::OnFailure,
+    }
+}
+
+struct Builder<'a> {
+    raw: &'a RawServer,
+    values: Values<'a>,
+    variables: Variables<'a>,
+    out: &'a mut Findings,
+}
+
+impl Builder<'_> {
+    fn launch(&mut self) -> Result<Launch, Stop> {
+        // Everything is looked at before giving up, so that all of a server's errors are told at once.
+        let command = self.command();
+        let args = self.args();
+        let env = self.env();
+        let inherit_env = self.inherit_env();
+        let cwd = self.cwd();
+        let (command, args, env, inherit_env, cwd) = (command?, args?, env?, inherit_env?, cwd?);
+        let command = self.anchored(command, cwd.as_deref());
+        Ok(Launch {
+            command,
+            args,
+            env,
+            inherit_env,
+            cwd,
+        })
+    }
+
+    fn command(&mut self) -> Result<String, Stop> {
+        let Some((text, place)) = self
+            .values
+            .text("command")
+            .map(|(t, p)| (t.to_owned(), p.clone()))
+        else {
+            if self.raw.has_command {
+                return Err(Stop::Wrong);
+            }
+            let message = format!("server `{}` has no command", self.raw.name);
+            let error = Diagnostic::at(self.raw.place.clone(), message);
+            self.out
+                .error(error.expected("`command`: the program to run, such as `\"npx\"`"));
+            return Err(Stop::Wrong);
+        };
+        let command = self.expand(&text, &place)?;
+        if command.trim().is_empty() {
+            let error = Diagnostic::at(place, format!("the command of `{}` is empty", self.raw.name));
+            self.out
+                .error(error.expected("the program to run, such as `\"npx\"`"));
+            return Err(Stop::Wrong);
+        }
+        if self.values.list("args").is_empty()
+            && let Some((program, rest)) = command.split_once(' ')
+            && !program.contains(['/', '\\'])
+        {
+            let warning = Diagnostic::at(place, format!("`{command}` is taken as the name of one program"));
+            let list: Vec<_> = rest.split_whitespace().map(|a| format!("\"{a}\"")).collect();
+            let help = format!(
+                "no shell is involved: give \"{program}\" and the arguments [{}]",
+                list.join(", ")
+            );
+            self.out.warning(warning.help(help));
+        }
+        Ok(command)
+    }
+
+    /// A relative path to a program starts from the working directory, or else the file's folder: never from
+    /// wherever the daemon was started.
+    fn anchored(&self, command: String, cwd: Option<&Path>) -> String {
+        let path = Path::new(&command);
+        if path.is_absolute() || !command.contains('/') {
+            return command;
+        }
+        let base = cwd.unwrap_or(&self.raw.folder);
+        clean(&base.join(path)).display().to_string()
+    }
+
+    fn args(&mut self) -> Result<Vec<String>, Stop> {
+        let items = self.values.list("args").to_vec();
+        let args: Vec<_> = items
+            .iter()
+            .map(|(text, place)| self.expand(text, place))
+            .collect();
+        args.into_iter().collect()
+    }
+
+    fn env(&mut self) -> Result<BTreeMap<String, String>, Stop> {
+        let entries = self.values.map("env").to_vec();
+        let pairs: Vec<_> = entries
+            .iter()
+            .map(|(name, text, place)| Ok((name.clone(), self.expand(text, place)?)))
+            .collect();
+        pairs.into_iter().collect()
+    }
+
+    fn inherit_env(&mut self) -> Result<Vec<String>, Stop> {
+        let items = self.values.list("inherit_env");
+        match items.iter().find(|(name, _)| !is_variable(name)) {
+            None => Ok(self.values.texts("inherit_env")),
+            Some((name, place)) => {
+                self.out.error(not_a_variable(place.clone(), name));
+                Err(Stop::Wrong)
+            }
+        }
+    }
+
+    fn cwd(&mut self) -> Result<Option<PathBuf>, Stop> {
+        let Some((text, place)) = self.values.text("cwd").map(|(t, p)| (t.to_owned(), p.clone())) else {
+            return Ok(self.raw.default_cwd.clone());
+        };
+        let cwd = clean(&self.raw.folder.join(self.expand(&text, &place)?));
+        if !cwd.is_dir() {
+            let message = format!("the working directory `{}` does not exist", cwd.display());
+            let mut warning = Diagnostic::at(place, message);
+            warning = match text.strip_prefix("~/") {
+                Some(rest) => warning.help(format!("`~` is not replaced: write `${{userHome}}/{rest}`")),
+                None => warning.help(format!("`{}` cannot start before it does", self.raw.name)),
+            };
+            self.out.warning(warning);
+        }
+        Ok(Some(cwd))
+    }
+
+    fn restart(&mut self) -> Option<Restart> {
+        let values = &self.values;
+        let restart = Restart {
+            policy: policy(values.word("restart.policy")),
+            max: u32::try_from(values.count("restart.max")).unwrap_or(u32::MAX),
+            window: values.duration("restart.window"),
+            backoff_min: values.duration("restart.backoff.min"),
+            backoff_max: values.duration("restart.backoff.max"),
+            jitter: values.fraction("restart.backoff.jitter"),
+        };
+        if restart.backoff_min <= restart.backoff_max {
+            return Some(restart);
+        }
+        // The last layer is the table of keys itself, which is no place to point at.
+        let said = |path: &str| {
+            values
+                .layers
+                .iter()
+                .rev()
+                .skip(1)
+                .any(|layer| layer.contains_key(path))
+        };
+        let path = if said("restart.backoff.min") {
+            "restart.backoff.min"
+        } else {
+            "restart.backoff.max"
+        };
+        let message = format!(
+            "the back-off of `{}` starts above its longest delay",
+            self.raw.name
+        );
+        let (min, max) = (restart.backoff_min, restart.backoff_max);
+        let error = Diagnostic::at(values.place(path), message);
+        self.out
+            .error(error.help(format!("`min` is {}, `max` is {}", show(min), show(max))));
+        None
+    }
+
+    /// Replaces a value's variables, and refuses what the operating system could not be given.
+    fn expand(&mut self, text: &str, place: &Place) -> Result<String, Stop> {
+        let found = match expand(text, &self.variables) {
+            Ok(found) => found,
+            Err((range, trouble)) => return Err(self.trouble(place.within(text, range), trouble)),
+        };
+        for (range, name) in found.left {
+            let warning = Diagnostic::at(place.within(text, range), format!("`${{{name}}}` stays as it is"));
+            let help = "no such variable is set in the environment Ostler was started from";
+            self.out.warning(warning.help(help));
+        }
+        if found.text.contains('\0') {
+            let error = Diagnostic::at(place.clone(), "a value for a process cannot contain a zero byte");
+            self.out.error(error);
+            return Err(Stop::Wrong);
+        }
+        Ok(found.text)
+    }
+
+    fn trouble(&mut self, place: Place, trouble: Trouble) -> Stop {
+        let server = &self.raw.name;
+        match trouble {
+            Trouble::ClientOnly(name) if self.raw.style == Style::Foreign => {
+                let message = format!("server `{server}` is skipped: it needs `${{{name}}}`");
+                let help = "only the client that owns this file can fill that in; give the value as `${env:NAME}` in ostler.toml";
+                self.out.warning(Diagnostic::at(place, message).help(help));
+                return Stop::Skip;
+            }
+            Trouble::Unset(name) => {
+                let error = Diagnostic::at(place, format!("the environment variable `{name}` is not set"));
+                let help = format!("set it, or give a default: `${{env:{name}:-default}}`");
+                self.out.error(error.help(help));
+            }
+            Trouble::Open => {
+                let error = Diagnostic::at(place, "`${` is not closed").expected("`}`");
+                self.out.error(error.help("write `$${` for a plain `${`"));
+            }
+            Trouble::ClientOnly(name) | Trouble::Unknown(name) => {
+                let error = Diagnostic::at(place, format!("`${{{name}}}` is not a variable"));
+                let error = error
+                    .expected("`${env:NAME}`, `${env:NAME:-default}`, `${workspaceFolder}` or `${userHome}`");
+                let plain = "write `$${` for a plain `${`";
+                self.out.error(match crate::expand::is_name(&name) {
+                    true => error.nearest(Some(&format!("${{env:{name}}}"))).help(plain),
+                    false => error.help(plain),
+                });
+            }
+        }
+        Stop::Wrong
+    }
+}
+
+/// A path without `.` parts. `..` stays, as what it means depends on links.
+fn clean(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+/// A duration with its unit, in whole milliseconds or seconds.
+fn show(duration: Duration) -> String {
+    match duration.as_millis() {
+        millis if millis % 1000 == 0 => format!("{}s", millis / 1000),
+        millis => format!("{millis}ms"),
+    }
+}

@@ -1,0 +1,130 @@
+//! Typed values in layers: what was said, over the defaults of the table of keys.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::check::{Checked, Checker, Found, Typed};
+use crate::diagnostic::Findings;
+use crate::keys::{self, Groups};
+use crate::source::{Place, Source};
+use crate::toml;
+
+/// Looks values up by path. The accessors are for keys of the given type that have a default, and panic for
+/// others: which key has which type is fixed in the table, and the tests read every one of them.
+pub(crate) struct Values<'a> {
+    /// First found, first taken.
+    pub(crate) layers: &'a [&'a Checked],
+}
+
+impl Values<'_> {
+    pub(crate) fn get(&self, path: &str) -> Option<&Found> {
+        self.layers.iter().find_map(|layer| layer.get(path))
+    }
+
+    pub(crate) fn place(&self, path: &str) -> Place {
+        self.found(path).place.clone()
+    }
+
+    fn found(&self, path: &str) -> &Found {
+        self.get(path)
+            .unwrap_or_else(|| unreachable!("`{path}` has a default"))
+    }
+
+    pub(crate) fn text(&self, path: &str) -> Option<(&str, &Place)> {
+        match self.get(path) {
+            Some(Found {
+                value: Typed::Text(text),
+                place,
+            }) => Some((text, place)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn list(&self, path: &str) -> &[(String, Place)] {
+        match &self.found(path).value {
+            Typed::List(items) => items,
+            other => unreachable!("`{path}` is a list, not {other:?}"),
+        }
+    }
+
+    /// The texts of a list.
+    pub(crate) fn texts(&self, path: &str) -> Vec<String> {
+        self.list(path).iter().map(|(text, _)| text.clone()).collect()
+    }
+
+    pub(crate) fn map(&self, path: &str) -> &[(String, String, Place)] {
+        match &self.found(path).value {
+            Typed::Map(entries) => entries,
+            other => unreachable!("`{path}` is a table, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn flag(&self, path: &str) -> bool {
+        match self.found(path).value {
+            Typed::Bool(flag) => flag,
+            ref other => unreachable!("`{path}` is a boolean, not {other:?}"),
+        }
+    }
+
+    /// A count, or a size in bytes.
+    pub(crate) fn count(&self, path: &str) -> usize {
+        match self.found(path).value {
+            Typed::Count(number) | Typed::Size(number) => usize::try_from(number).unwrap_or(usize::MAX),
+            ref other => unreachable!("`{path}` is a number, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn fraction(&self, path: &str) -> f64 {
+        match self.found(path).value {
+            Typed::Fraction(number) => number,
+            ref other => unreachable!("`{path}` is a fraction, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn duration(&self, path: &str) -> Duration {
+        match self.found(path).value {
+            Typed::Duration(duration) => duration,
+            ref other => unreachable!("`{path}` is a duration, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn address(&self, path: &str) -> SocketAddr {
+        match self.found(path).value {
+            Typed::Address(address) => address,
+            ref other => unreachable!("`{path}` is an address, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn word(&self, path: &str) -> &'static str {
+        match self.found(path).value {
+            Typed::Choice(word) => word,
+            ref other => unreachable!("`{path}` is a choice, not {other:?}"),
+        }
+    }
+}
+
+/// The defaults of a table, read from the table of keys the way a file is.
+///
+/// # Panics
+///
+/// Where the table of keys holds a default that its own checks refuse; a test reads all of them.
+pub(crate) fn defaults(groups: Groups) -> Checked {
+    let mut found = Checked::new();
+    for (path, key) in keys::leaves(groups) {
+        let Some(text) = key.default else { continue };
+        let source: Arc<Source> = Source::variable("default", text);
+        let node = toml::parse_value(text).unwrap_or_else(|(_, why)| panic!("default of `{path}`: {why}"));
+        let mut out = Findings::default();
+        let mut checker = Checker {
+            source: &source,
+            out: &mut out,
+        };
+        let place = checker.place(&node);
+        let value = checker
+            .value(key, &node)
+            .unwrap_or_else(|| panic!("default of `{path}`: {:?}", checker.out));
+        found.insert(path, Found { value, place });
+    }
+    found
+}

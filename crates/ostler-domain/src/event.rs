@@ -1,0 +1,382 @@
+//! What the event log is made of: typed happenings, each with a reason a person can act on.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::ids::Generation;
+use crate::instance::{Cause, Exit, StopStep};
+use crate::text::human;
+
+/// How much a happening matters to somebody who did not ask.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Severity {
+    /// The ordinary course of things.
+    Info,
+    /// Something was refused, lost or had to be tried again.
+    Warning,
+    /// Something does not work and stays so until somebody acts or a slow retry succeeds.
+    Error,
+}
+
+impl Severity {
+    /// The word used in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Something worth telling: a transition of an instance, a refusal, a drop, a kill.
+///
+/// When it happened and to which instance, session or principal is the log's business; here is what and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Happening {
+    /// A process is being started.
+    Starting {
+        /// Its generation.
+        generation: Generation,
+        /// Whether this is the single slow try of a broken instance.
+        on_trial: bool,
+    },
+    /// The process runs; the handshake begins.
+    Started {
+        /// Its generation.
+        generation: Generation,
+        /// The leader's process id.
+        pid: u32,
+    },
+    /// The handshake is done; calls are served.
+    Ready {
+        /// Time since the start was asked for.
+        after: Duration,
+    },
+    /// The start did not work out: spawn or handshake failed or took too long.
+    StartFailed {
+        /// What happened.
+        cause: Cause,
+    },
+    /// The leader of the tree ended.
+    Exited {
+        /// How.
+        exit: Exit,
+    },
+    /// It will be started again.
+    RestartScheduled {
+        /// After this delay.
+        in_: Duration,
+        /// Which failure in a row this answers, from 1.
+        attempt: u32,
+        /// What happened.
+        cause: Cause,
+    },
+    /// Somebody wants it restarted.
+    RestartAsked {
+        /// Why.
+        reason: String,
+    },
+    /// Somebody wants it to stop while it is still being spawned, or to stay down while it is stopping for
+    /// another reason.
+    StopAsked {
+        /// Why.
+        reason: String,
+    },
+    /// Too many restarts: it is broken and tried slowly from now on.
+    GaveUp {
+        /// The time until the next try.
+        next_try_in: Duration,
+        /// The restarts allowed.
+        max: u32,
+        /// The window in which they are counted.
+        window: Duration,
+        /// Whether a slow try has just failed, and not the restarts of a window.
+        on_trial: bool,
+        /// The latest failure.
+        cause: Cause,
+    },
+    /// It failed and its policy is not to restart it.
+    Failed {
+        /// What happened.
+        cause: Cause,
+    },
+    /// It was well for the whole restart window: earlier failures are forgiven.
+    Settled {
+        /// For how long it has been well.
+        after: Duration,
+    },
+    /// A rung of the stop ladder was taken.
+    StopStep {
+        /// Which.
+        step: StopStep,
+        /// How often SIGKILL was sent to this generation by now.
+        kills: u32,
+        /// Why it is ending.
+        reason: String,
+    },
+    /// Its tree is verified empty and it stays down.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// Processes survived SIGKILL so far. They stay owned and are tried again.
+    Stuck {
+        /// Their ids, at most [`PIDS_MAX`](crate::text::PIDS_MAX).
+        pids: Vec<u32>,
+        /// How often SIGKILL was sent.
+        kills: u32,
+    },
+    /// It serves, but is not well.
+    Degraded {
+        /// What is wrong.
+        reason: String,
+    },
+    /// It is well again.
+    Recovered {
+        /// After this time.
+        after: Duration,
+    },
+    /// A wish was not followed.
+    Refused {
+        /// What was wished for.
+        what: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Things were dropped at a limit.
+    Dropped {
+        /// What, and the limit's name.
+        what: String,
+        /// How many.
+        count: u64,
+    },
+    /// A client's call was answered with an error before it reached the server.
+    CallRefused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A server's own request (sampling, elicitation, roots) was refused.
+    ReverseRequestRefused {
+        /// Its method.
+        method: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A session began.
+    SessionStarted {
+        /// The client, as it names itself.
+        client: String,
+    },
+    /// A session ended.
+    SessionEnded {
+        /// Why.
+        reason: String,
+    },
+    /// A process that an earlier daemon or a killed guard left behind was ended.
+    OrphanReaped {
+        /// Its id.
+        pid: u32,
+        /// How it was known to be ours.
+        evidence: String,
+    },
+    /// Lines on standard output that were no protocol messages.
+    StdoutRubbish {
+        /// How many since the last such happening.
+        count: u64,
+        /// The beginning of the first of them.
+        sample: String,
+    },
+    /// Something was learnt about the server's program and will be remembered.
+    Learnt {
+        /// What.
+        what: String,
+    },
+}
+
+impl Happening {
+    /// A short, stable name for filters and machines.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Starting { .. } => "starting",
+            Self::Started { .. } => "started",
+            Self::Ready { .. } => "ready",
+            Self::StartFailed { .. } => "start-failed",
+            Self::Exited { .. } => "exited",
+            Self::RestartScheduled { .. } => "restart-scheduled",
+            Self::RestartAsked { .. } => "restart-asked",
+            Self::StopAsked { .. } => "stop-asked",
+            Self::GaveUp { .. } => "gave-up",
+            Self::Failed { .. } => "failed",
+            Self::Settled { .. } => "settled",
+            Self::StopStep { .. } => "stop-step",
+            Self::Stopped { .. } => "stopped",
+            Self::Stuck { .. } => "stuck",
+            Self::Degraded { .. } => "degraded",
+            Self::Recovered { .. } => "recovered",
+            Self::Refused { .. } => "refused",
+            Self::Dropped { .. } => "dropped",
+            Self::CallRefused { .. } => "call-refused",
+            Self::ReverseRequestRefused { .. } => "reverse-request-refused",
+            Self::SessionStarted { .. } => "session-started",
+            Self::SessionEnded { .. } => "session-ended",
+            Self::OrphanReaped { .. } => "orphan-reaped",
+            Self::StdoutRubbish { .. } => "stdout-rubbish",
+            Self::Learnt { .. } => "learnt",
+        }
+    }
+
+    /// How much it matters.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::GaveUp { .. } | Self::Failed { .. } | Self::Stuck { .. } => Severity::Error,
+            Self::Exited { exit } if !exit.is_clean() => Severity::Warning,
+            Self::StopStep {
+                step: StopStep::Kill,
+                kills,
+                ..
+            } if *kills > 1 => Severity::Error,
+            Self::StopStep {
+                step: StopStep::Kill, ..
+            }
+            | Self::StartFailed { .. }
+            | Self::RestartScheduled { .. }
+            | Self::Degraded { .. }
+            | Self::Refused { .. }
+            | Self::Dropped { .. }
+            | Self::CallRefused { .. }
+            | Self::ReverseRequestRefused { .. }
+            | Self::OrphanReaped { .. }
+            | Self::StdoutRubbish { .. } => Severity::Warning,
+            Self::Starting { .. }
+            | Self::Started { .. }
+            | Self::Ready { .. }
+            | Self::Exited { .. }
+            | Self::RestartAsked { .. }
+            | Self::StopAsked { .. }
+            | Self::Settled { .. }
+            | Self::StopStep { .. }
+            | Self::Stopped { .. }
+            | Self::Recovered { .. }
+            | Self::SessionStarted { .. }
+            | Self::SessionEnded { .. }
+            | Self::Learnt { .. } => Severity::Info,
+        }
+    }
+}
+
+impl fmt::Display for Happening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting {
+                generation,
+                on_trial: false,
+            } => write!(f, "starting generation {generation}"),
+            Self::Starting {
+                generation,
+                on_trial: true,
+            } => {
+                write!(
+                    f,
+                    "starting generation {generation}, as the one slow try of a broken server"
+                )
+            }
+            Self::Started { generation, pid } => write!(f, "generation {generation} runs as process {pid}"),
+            Self::Ready { after } => write!(f, "ready after {}", human(*after)),
+            Self::StartFailed { cause } => write!(f, "did not start: {cause}"),
+            Self::Exited { exit } => write!(f, "the server {exit}"),
+            Self::RestartScheduled { in_, attempt, cause } => {
+                write!(
+                    f,
+                    "restarting in {} (failure {attempt} in a row): {cause}",
+                    human(*in_)
+                )
+            }
+            Self::RestartAsked { reason } => write!(f, "restart: {reason}"),
+            Self::StopAsked { reason } => write!(f, "stop: {reason}"),
+            Self::GaveUp { .. } => self.fmt_gave_up(f),
+            Self::Failed { cause } => {
+                write!(
+                    f,
+                    "failed, and its restart policy is `never`; start it by hand once this is mended: {cause}"
+                )
+            }
+            Self::Settled { after } => write!(f, "well for {}, earlier failures are forgiven", human(*after)),
+            Self::StopStep { step, kills, reason } => fmt_step(f, *step, *kills, reason),
+            Self::Stopped { reason } => write!(f, "stopped, nothing of it runs: {reason}"),
+            Self::Stuck { pids, kills } => write!(
+                f,
+                "processes {} survived SIGKILL (sent {kills} times), so the kernel holds them (a dead network mount, a \
+                 driver); they are tried again until they are gone",
+                List(pids)
+            ),
+            Self::Degraded { reason } => write!(f, "not well: {reason}"),
+            Self::Recovered { after } => write!(f, "well again after {}", human(*after)),
+            Self::Refused { what, why } => write!(f, "{what} refused: {why}"),
+            Self::Dropped { what, count } => write!(f, "dropped {count}: {what}"),
+            Self::CallRefused { reason } => write!(f, "call refused: {reason}"),
+            Self::ReverseRequestRefused { method, reason } => {
+                write!(f, "the server's request `{method}` refused: {reason}")
+            }
+            Self::SessionStarted { client } => write!(f, "session of {client} started"),
+            Self::SessionEnded { reason } => write!(f, "session ended: {reason}"),
+            Self::OrphanReaped { pid, evidence } => {
+                write!(f, "ended left-over process {pid}, known by {evidence}")
+            }
+            Self::StdoutRubbish { count, sample } => write!(
+                f,
+                "{count} lines on standard output were no protocol messages and were skipped (a server may log to \
+                 standard error only), first: {sample}"
+            ),
+            Self::Learnt { what } => write!(f, "learnt: {what}"),
+        }
+    }
+}
+
+impl Happening {
+    fn fmt_gave_up(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::GaveUp {
+            next_try_in,
+            max,
+            window,
+            on_trial,
+            cause,
+        } = self
+        else {
+            return Ok(());
+        };
+        if *on_trial {
+            f.write_str("still broken: the slow try failed")?;
+        } else {
+            write!(f, "broken: more than {max} restarts within {}", human(*window))?;
+        }
+        write!(
+            f,
+            "; next try in {}, or restart it by hand: {cause}",
+            human(*next_try_in)
+        )
+    }
+}
+
+fn fmt_step(f: &mut fmt::Formatter<'_>, step: StopStep, kills: u32, reason: &str) -> fmt::Result {
+    match step {
+        StopStep::Drain => f.write_str("stopping: waiting for running calls")?,
+        StopStep::CloseStdin => f.write_str("stopping: standard input closed")?,
+        StopStep::Terminate => f.write_str("stopping: SIGTERM to all its processes")?,
+        StopStep::Kill if kills > 1 => write!(f, "stopping: SIGKILL to all its processes, attempt {kills}")?,
+        StopStep::Kill => f.write_str("stopping: SIGKILL to all its processes")?,
+    }
+    write!(f, " ({reason})")
+}
+
+/// Numbers with commas between them.
+struct List<'a>(&'a [u32]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, number) in self.0.iter().enumerate() {
+            write!(f, "{}{number}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}

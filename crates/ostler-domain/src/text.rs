@@ -1,0 +1,34 @@
+//! Text for people: durations they can read, and reasons cut to a length that a log can hold.
+
+use std::time::Duration;
+
+/// The longest reason kept, in bytes. What servers say about themselves can be of any length.
+pub const REASON_MAX: usize = 1024;
+
+/// The most process ids kept in one happening.
+pub const PIDS_MAX: usize = 32;
+
+/// Cuts a reason to [`REASON_MAX`] bytes, at a character, and marks the cut.
+pub(crate) fn clip(mut text: String) -> String {
+    const MARK: &str = " [cut]";
+    if text.len() > REASON_MAX {
+        text.truncate(text.floor_char_boundary(REASON_MAX - MARK.len()));
+        text.push_str(MARK);
+    }
+    text
+}
+
+/// A duration as a person would say it: `250 ms`, `1.5 s`, `10 min`, `2 h 5 min`.
+pub fn human(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let secs = duration.as_secs();
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..10_000 if ms % 1000 >= 100 => format!("{}.{} s", secs, ms % 1000 / 100),
+        1_000..120_000 => format!("{secs} s"),
+        120_000..7_200_000 if secs.is_multiple_of(60) => format!("{} min", secs / 60),
+        120_000..7_200_000 => format!("{} min {} s", secs / 60, secs % 60),
+        _ if (secs / 60).is_multiple_of(60) => format!("{} h", secs / 3600),
+        _ => format!("{} h {} min", secs / 3600, secs / 60 % 60),
+    }
+}

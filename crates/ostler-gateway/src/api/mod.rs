@@ -1,0 +1,266 @@
+//! The management API, `/api/v1`, and the health checks.
+//!
+//! It is served on the unix socket only, whose peers are known; the network listener has the health checks
+//! and says where the API is.
+
+mod logs;
+pub mod usage;
+mod views;
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use http::StatusCode;
+use ostler_api::{ApiError, DaemonStatus};
+use ostler_supervisor::{InstanceHandle, Server};
+use serde::Deserialize;
+
+use crate::Gateway;
+use crate::serve::Door;
+
+type App = State<Arc<Gateway>>;
+
+/// Events sent when the caller does not say how many.
+const DEFAULT_EVENTS: usize = 200;
+
+/// The routes behind a door.
+pub fn router(gateway: &Arc<Gateway>, door: Door) -> Router {
+    let health = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+    let router = match door {
+        Door::Unix => health.merge(v1()),
+        Door::Tcp => health.route("/api/{*path}", get(elsewhere).post(elsewhere).delete(elsewhere)),
+    };
+    router.fallback(not_found).with_state(Arc::clone(gateway))
+}
+
+fn v1() -> Router<Arc<Gateway>> {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/servers", get(servers))
+        .route("/api/v1/servers/{name}", get(server))
+        .route("/api/v1/servers/{name}/start", post(start_server))
+        .route("/api/v1/servers/{name}/stop", post(stop_server))
+        .route("/api/v1/servers/{name}/restart", post(restart_server))
+        .route("/api/v1/servers/{name}/logs", get(server_logs))
+        .route("/api/v1/instances", get(instances))
+        .route("/api/v1/instances/{id}", get(instance))
+        .route("/api/v1/instances/{id}/start", post(start_instance))
+        .route("/api/v1/instances/{id}/stop", post(stop_instance))
+        .route("/api/v1/instances/{id}/restart", post(restart_instance))
+        .route("/api/v1/instances/{id}/logs", get(instance_logs))
+        .route("/api/v1/sessions", get(sessions))
+        .route("/api/v1/sessions/{id}", delete(end_session))
+        .route("/api/v1/events", get(events))
+        .route("/api/v1/shutdown", post(shutdown))
+        .route("/api/v1/openapi.json", get(openapi))
+}
+
+/// An error of the API.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    error: String,
+    hint: Option<String>,
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(ApiError { error: self.error, hint: self.hint })).into_response()
+    }
+}
+
+fn missing(what: &str, name: &str) -> Failure {
+    Failure {
+        status: StatusCode::NOT_FOUND,
+        error: format!("there is no {what} `{name}`"),
+        hint: Some("`ostler ps` lists servers and instances".to_owned()),
+    }
+}
+
+fn find_server<'a>(gateway: &'a Gateway, name: &str) -> Result<&'a Arc<Server>, Failure> {
+    gateway.supervisor.server(name).ok_or_else(|| missing("server", name))
+}
+
+fn find_instance(gateway: &Gateway, id: &str) -> Result<Arc<InstanceHandle>, Failure> {
+    gateway.supervisor.instance(id).ok_or_else(|| missing("instance", id))
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(gateway): App) -> Response {
+    if gateway.supervisor.ready() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: a required server is not ready (`ostler ps`)\n").into_response()
+    }
+}
+
+async fn elsewhere() -> Failure {
+    Failure {
+        status: StatusCode::FORBIDDEN,
+        error: "the management API is not served over the network".to_owned(),
+        hint: Some("use the `ostler` command, or the unix socket in the runtime directory".to_owned()),
+    }
+}
+
+async fn not_found(uri: http::Uri) -> Failure {
+    let error = format!("nothing is served at {}", uri.path());
+    Failure {
+        status: StatusCode::NOT_FOUND,
+        error,
+        hint: Some("MCP endpoints are at /mcp/{server}".to_owned()),
+    }
+}
+
+async fn status(State(gateway): App) -> Json<DaemonStatus> {
+    let supervisor = &gateway.supervisor;
+    Json(DaemonStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ms: u64::try_from(gateway.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        http: gateway.base.clone(),
+        rung: "guard and subreaper".to_owned(),
+        ready: supervisor.ready(),
+        sessions: supervisor.sessions().len() as u64,
+        max_sessions: supervisor.sessions().limit() as u64,
+        rss_bytes: ostler_os::own::rss_bytes().unwrap_or(0),
+        body_bytes: supervisor.budget().used() as u64,
+        counters: supervisor.events().counters(),
+    })
+}
+
+async fn servers(State(gateway): App) -> Response {
+    Json(views::servers(&gateway, gateway.supervisor.servers()).await).into_response()
+}
+
+async fn one_server(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
+    let mut views = views::servers(gateway, std::slice::from_ref(server)).await;
+    views.pop().map(|view| Json(view).into_response()).ok_or_else(|| missing("server", server.spec.name.as_str()))
+}
+
+async fn server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
+    one_server(&gateway, find_server(&gateway, &name)?).await
+}
+
+async fn start_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
+    let server = find_server(&gateway, &name)?;
+    gateway.supervisor.start_server(server, &gateway.local).await.map_err(|error| Failure {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        error: error.to_string(),
+        hint: None,
+    })?;
+    one_server(&gateway, server).await
+}
+
+async fn stop_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
+    let server = find_server(&gateway, &name)?;
+    gateway.supervisor.stop_server(server).await;
+    one_server(&gateway, server).await
+}
+
+async fn restart_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
+    let server = find_server(&gateway, &name)?;
+    let handles = server.instances();
+    if handles.is_empty() || server.stopped() {
+        return start_server(State(Arc::clone(&gateway)), Path(name)).await;
+    }
+    let restarts = handles.iter().map(|handle| gateway.supervisor.restart_instance(handle));
+    futures_util::future::join_all(restarts).await;
+    one_server(&gateway, server).await
+}
+
+async fn instances(State(gateway): App) -> Response {
+    Json(views::instances(&gateway).await).into_response()
+}
+
+async fn one_instance(gateway: &Gateway, id: &str) -> Result<Response, Failure> {
+    let view = views::instances(gateway).await.into_iter().find(|view| view.id == id);
+    view.map(|view| Json(view).into_response()).ok_or_else(|| missing("instance", id))
+}
+
+async fn instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
+    one_instance(&gateway, &id).await
+}
+
+async fn start_instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
+    gateway.supervisor.start_instance(&*find_instance(&gateway, &id)?).await;
+    one_instance(&gateway, &id).await
+}
+
+async fn stop_instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
+    gateway.supervisor.stop_instance(&*find_instance(&gateway, &id)?).await;
+    one_instance(&gateway, &id).await
+}
+
+async fn restart_instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
+    gateway.supervisor.restart_instance(&*find_instance(&gateway, &id)?).await;
+    one_instance(&gateway, &id).await
+}
+
+#[derive(Debug, Deserialize)]
+struct LogQuery {
+    n: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn instance_logs(
+    State(gateway): App,
+    Path(id): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, Failure> {
+    let handle = find_instance(&gateway, &id)?;
+    Ok(logs::reply(vec![handle], query.n.unwrap_or(logs::DEFAULT_LINES), query.follow))
+}
+
+async fn server_logs(
+    State(gateway): App,
+    Path(name): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, Failure> {
+    let handles = find_server(&gateway, &name)?.instances();
+    Ok(logs::reply(handles, query.n.unwrap_or(logs::DEFAULT_LINES), query.follow))
+}
+
+async fn sessions(State(gateway): App) -> Response {
+    let all = gateway.supervisor.sessions().all();
+    Json(all.iter().map(|session| views::session(session)).collect::<Vec<_>>()).into_response()
+}
+
+async fn end_session(State(gateway): App, Path(handle): Path<String>) -> Result<StatusCode, Failure> {
+    let all = gateway.supervisor.sessions().all();
+    let session = all.iter().find(|session| *session.handle == *handle);
+    let session = session.ok_or_else(|| Failure {
+        hint: Some("`ostler sessions` lists them".to_owned()),
+        ..missing("session", &handle)
+    })?;
+    gateway.supervisor.end_session(session, "a person ended it").await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+struct EventQuery {
+    since: Option<u64>,
+    n: Option<usize>,
+}
+
+async fn events(State(gateway): App, Query(query): Query<EventQuery>) -> Response {
+    let entries =
+        gateway.supervisor.events().after(query.since.unwrap_or(0), query.n.unwrap_or(DEFAULT_EVENTS));
+    Json(entries.iter().map(views::event).collect::<Vec<_>>()).into_response()
+}
+
+async fn shutdown(State(gateway): App) -> Response {
+    gateway.shutdown.notify_one();
+    (StatusCode::ACCEPTED, Json(serde_json::json!({}))).into_response()
+}
+
+async fn openapi() -> Response {
+    let json = ostler_api::openapi_json();
+    ([(http::header::CONTENT_TYPE, "application/json")], json).into_response()
+}

@@ -1,0 +1,166 @@
+//! The daemon's own types as the API shows them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ostler_api::{EventView, InstanceView, LogLine, ServerView, SessionView};
+use ostler_domain::Scope;
+use ostler_supervisor::clock::now_ms;
+use ostler_supervisor::events::Entry;
+use ostler_supervisor::{InstanceHandle, Server, Session, log};
+
+use super::usage::TreeUsage;
+use crate::Gateway;
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One instance; `usage` is what its tree uses.
+fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: &TreeUsage) -> InstanceView {
+    let snapshot = handle.snapshot();
+    let sessions =
+        gateway.supervisor.sessions().all().iter().filter(|session| session.instance.id == handle.id).count();
+    InstanceView {
+        id: handle.id.to_string(),
+        server: server.spec.name.to_string(),
+        generation: snapshot.generation.0,
+        state: snapshot.state.as_str().to_owned(),
+        reason: snapshot.reason(),
+        scope: server.spec.scope.as_str().to_owned(),
+        owner: handle.owner.to_string(),
+        era: handle.era().map(|era| era.as_str().to_owned()),
+        pid: snapshot.pid,
+        processes: usage.stats.processes,
+        sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+        calls: snapshot
+            .connection
+            .as_ref()
+            .map_or(0, |connection| u32::try_from(connection.open_calls()).unwrap_or(u32::MAX)),
+        restarts: snapshot.restarts,
+        rss_bytes: usage.stats.rss_bytes,
+        cpu_percent: usage.cpu_percent,
+        uptime_ms: snapshot.started_ms.map_or(0, |started| now_ms().saturating_sub(started)),
+        ports: BTreeMap::new(),
+        next_try_ms: snapshot.next_try().map(millis),
+    }
+}
+
+/// The row of a server that has no instance.
+fn no_instance(server: &Server) -> InstanceView {
+    InstanceView {
+        id: server.spec.name.to_string(),
+        server: server.spec.name.to_string(),
+        generation: 0,
+        state: if server.stopped() { "stopped" } else { "idle" }.to_owned(),
+        reason: None,
+        scope: server.spec.scope.as_str().to_owned(),
+        owner: match server.spec.scope {
+            Scope::Session => "one for each session",
+            Scope::Project => "one for each project",
+            Scope::Shared | Scope::Principal => "on demand",
+        }
+        .to_owned(),
+        era: None,
+        pid: None,
+        processes: 0,
+        sessions: 0,
+        calls: 0,
+        restarts: 0,
+        rss_bytes: 0,
+        cpu_percent: 0.0,
+        uptime_ms: 0,
+        ports: BTreeMap::new(),
+        next_try_ms: None,
+    }
+}
+
+/// The instances of these servers, measured together.
+async fn measured(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<(Arc<Server>, Vec<InstanceView>)> {
+    let handles: Vec<_> = servers.iter().map(|server| (Arc::clone(server), server.instances())).collect();
+    let guards = handles.iter().flat_map(|(_, handles)| handles).filter_map(|h| h.snapshot().guard_pid).collect();
+    let usage: HashMap<i32, TreeUsage> = gateway.usage.measure(guards).await;
+    let nothing = TreeUsage::default();
+    let view = |server: &Server, handle: &InstanceHandle| {
+        let used = handle.snapshot().guard_pid.and_then(|guard| usage.get(&guard)).unwrap_or(&nothing);
+        instance(gateway, server, handle, used)
+    };
+    handles
+        .into_iter()
+        .map(|(server, handles)| {
+            let views = handles.iter().map(|handle| view(&server, handle)).collect();
+            (server, views)
+        })
+        .collect()
+}
+
+/// The rows of `ostler ps`.
+pub(super) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
+    let servers = gateway.supervisor.servers();
+    let rows = measured(gateway, servers).await.into_iter().flat_map(|(server, views)| {
+        if views.is_empty() { vec![no_instance(&server)] } else { views }
+    });
+    rows.collect()
+}
+
+/// These servers with their instances.
+pub(super) async fn servers(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<ServerView> {
+    measured(gateway, servers).await.into_iter().map(|(server, views)| view(gateway, &server, views)).collect()
+}
+
+fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> ServerView {
+    let traits = server.traits();
+    let launch = &server.spec.launch;
+    ServerView {
+        name: server.spec.name.to_string(),
+        endpoint: format!("{}/mcp/{}", gateway.base, server.spec.name),
+        scope: server.spec.scope.as_str().to_owned(),
+        command: std::iter::once(&launch.command).chain(&launch.args).cloned().collect(),
+        required: server.spec.required,
+        legacy: traits.legacy,
+        modern: traits.modern,
+        asks_back: traits.asks_back,
+        state: instances.first().map_or_else(
+            || if server.stopped() { "stopped" } else { "on-demand" }.to_owned(),
+            |instance| instance.state.clone(),
+        ),
+        instances,
+    }
+}
+
+/// One session.
+pub(super) fn session(session: &Session) -> SessionView {
+    SessionView {
+        id: session.handle.to_string(),
+        server: session.server.to_string(),
+        client: session.client.clone(),
+        principal: session.principal.to_string(),
+        instance: Some(session.instance.id.to_string()),
+        age_ms: now_ms().saturating_sub(session.created_ms),
+        idle_ms: session.idle_ms(),
+        calls: session.calls(),
+    }
+}
+
+/// One event.
+pub(super) fn event(entry: &Entry) -> EventView {
+    EventView {
+        seq: entry.seq,
+        unix_ms: entry.unix_ms,
+        severity: entry.happening.severity().as_str().to_owned(),
+        kind: entry.happening.kind().to_owned(),
+        subject: entry.subject.to_string(),
+        message: entry.happening.to_string(),
+    }
+}
+
+/// One line of a log.
+pub(super) fn line(instance: &str, line: &log::Line) -> LogLine {
+    LogLine {
+        seq: line.seq,
+        unix_ms: line.unix_ms,
+        instance: instance.to_owned(),
+        stream: line.stream.as_str().to_owned(),
+        text: line.text.to_string(),
+    }
+}

@@ -1,0 +1,194 @@
+//! `/mcp/{server}`: Streamable HTTP in both eras.
+//!
+//! ```text
+//!   POST ── checks ── body ── envelope ──┬── names a modern version ── modern.rs
+//!                                        └── else ──────────────────── legacy.rs
+//!   GET, DELETE ──────────────────────────────────────────────────────── legacy.rs (modern: 405)
+//! ```
+
+mod legacy;
+mod modern;
+mod sse;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use ostler_mcp::envelope::Span;
+use ostler_mcp::{Envelope, EnvelopeError, Message, on_one_line, rpc, version};
+use ostler_supervisor::{Caller, Server};
+
+use crate::body::{self, Bounds};
+use crate::reply::{Refusal, Reply};
+use crate::serve::Door;
+use crate::{Gateway, origin};
+
+/// The header that carries a legacy session's secret.
+const SESSION_ID: &str = "mcp-session-id";
+/// The header that names the revision.
+const PROTOCOL_VERSION: &str = "mcp-protocol-version";
+/// The header that names the caller's project.
+const PROJECT: &str = "ostler-project";
+/// The longest project name.
+const PROJECT_MAX: usize = 64;
+
+/// One request's surroundings.
+struct Context<'a> {
+    gateway: &'a Arc<Gateway>,
+    server: &'a Arc<Server>,
+    door: Door,
+    caller: Caller,
+    headers: &'a HeaderMap,
+}
+
+/// Answers a request for `/mcp/{name}`.
+pub(crate) async fn handle(gateway: &Arc<Gateway>, door: Door, name: &str, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    match prepare(gateway, door, name, &head.headers) {
+        Ok(context) => match head.method {
+            Method::POST => post(&context, body).await,
+            Method::GET => legacy::listen(&context).unwrap_or_else(|refusal| refusal.reply(None)),
+            Method::DELETE => legacy::end(&context).await.unwrap_or_else(|refusal| refusal.reply(None)),
+            other => Refusal::method("POST, GET, DELETE", format!("{other} is not served here")).reply(None),
+        },
+        Err(refusal) => refusal.reply(None),
+    }
+}
+
+fn prepare<'a>(
+    gateway: &'a Arc<Gateway>,
+    door: Door,
+    name: &str,
+    headers: &'a HeaderMap,
+) -> Result<Context<'a>, Refusal> {
+    if door == Door::Tcp {
+        origin::check(headers, &gateway.supervisor.config().gateway)?;
+    }
+    let server = gateway.supervisor.server(name).ok_or_else(|| unknown_server(gateway, name))?;
+    Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, headers })
+}
+
+fn unknown_server(gateway: &Gateway, name: &str) -> Refusal {
+    let nearest = gateway
+        .supervisor
+        .names()
+        .map(|known| (strsim::jaro_winkler(known.as_str(), name), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|one, other| one.0.total_cmp(&other.0));
+    let hint = nearest.map(|(_, known)| format!("; did you mean `{known}`?")).unwrap_or_default();
+    let name: String = name.chars().take(64).collect();
+    let message = format!("no server is called `{name}`{hint} (`ostler ps` lists them)");
+    Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message)
+}
+
+fn caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    let Some(project) = headers.get(PROJECT) else { return Ok(gateway.local.clone()) };
+    match project.to_str() {
+        Ok(project) if !project.is_empty() && project.len() <= PROJECT_MAX => {
+            Ok(Caller { project: project.into(), ..gateway.local.clone() })
+        }
+        _ => {
+            let message = format!("{PROJECT} must be 1 to {PROJECT_MAX} visible ASCII characters");
+            Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message))
+        }
+    }
+}
+
+async fn post(context: &Context<'_>, body: Incoming) -> Reply {
+    let settings = &context.gateway.supervisor.config().gateway;
+    if let Err(refusal) = check_content(context.headers) {
+        return refusal.reply(None);
+    }
+    let bounds = Bounds {
+        max: settings.max_body,
+        silence: settings.body_timeout,
+        budget: Arc::clone(context.gateway.supervisor.budget()),
+    };
+    let body = match body::read(context.headers, body, &bounds).await {
+        Ok(body) => on_one_line(body),
+        Err(refusal) => {
+            context.gateway.supervisor.events().count(&format!("http {}", refusal.status.as_u16()));
+            return refusal.reply(None);
+        }
+    };
+    let envelope = match Envelope::parse(&body) {
+        Ok(envelope) => envelope,
+        Err(error) => {
+            let code = match &error {
+                EnvelopeError::Syntax(_) => rpc::PARSE_ERROR,
+                EnvelopeError::Invalid(_) => rpc::INVALID_REQUEST,
+            };
+            return Refusal::new(StatusCode::BAD_REQUEST, code, error.to_string()).reply(None);
+        }
+    };
+    let id = envelope.id.clone().map(|span| body.slice(span));
+    let answer = if is_modern(context.headers, &envelope) {
+        modern::post(context, body, envelope).await
+    } else {
+        legacy::post(context, body, envelope).await
+    };
+    answer.unwrap_or_else(|refusal| {
+        context.gateway.supervisor.events().count(&format!("http {}", refusal.status.as_u16()));
+        refusal.reply(id.as_deref())
+    })
+}
+
+/// A client must accept both forms of an answer, and send JSON (both revisions, "Sending Messages").
+fn check_content(headers: &HeaderMap) -> Result<(), Refusal> {
+    let accepts = |wanted: &str| accepts(headers, wanted);
+    if !accepts("application/json") || !accepts("text/event-stream") {
+        let message = "`Accept` must list both application/json and text/event-stream";
+        return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, rpc::INVALID_REQUEST, message));
+    }
+    let is_json = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    if is_json {
+        return Ok(());
+    }
+    let message = "`Content-Type` must be application/json";
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, rpc::INVALID_REQUEST, message))
+}
+
+/// Whether the `Accept` headers list this type, or a pattern that covers it.
+fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+    let kind = wanted.split('/').next().unwrap_or_default();
+    headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',')).any(|item| {
+        let item = item.split(';').next().unwrap_or_default().trim();
+        item.eq_ignore_ascii_case(wanted) || item == "*/*" || item.strip_suffix("/*") == Some(kind)
+    })
+}
+
+/// A request is modern when it, or its header, names a version that is not legacy. A header with a session is
+/// a legacy client's mistake.
+fn is_modern(headers: &HeaderMap, envelope: &Envelope) -> bool {
+    if envelope.is_modern() || &*envelope.method == "server/discover" {
+        return true;
+    }
+    match header(headers, PROTOCOL_VERSION) {
+        Some(version) if version == version::MODERN.as_bytes() => true,
+        Some(version) => {
+            !headers.contains_key(SESSION_ID) && !std::str::from_utf8(version).is_ok_and(version::is_legacy)
+        }
+        None => false,
+    }
+}
+
+/// The value of a header.
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    headers.get(name).map(|value| value.as_bytes())
+}
+
+/// The request as the process reads it: its id, and its progress token where it has one, are the ticket.
+fn with_ticket(body: &Bytes, id: Span, token: Option<Span>, ticket: &[u8]) -> Message {
+    match token {
+        None => Message::splice(body, &[(id, ticket)]),
+        Some(token) if id.start < token.start => Message::splice(body, &[(id, ticket), (token, ticket)]),
+        Some(token) => Message::splice(body, &[(token, ticket), (id, ticket)]),
+    }
+}

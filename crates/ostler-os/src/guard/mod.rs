@@ -1,0 +1,304 @@
+//! The guard: a small process between the daemon and one server, which makes orphans impossible.
+//!
+//! It is a subreaper, so every descendant of the server stays below it however it forks, and when the kernel
+//! answers `ECHILD` to its `waitpid(-1)`, no descendant is left: that, and nothing else, is "the tree is empty".
+//!
+//! ```text
+//!             Terminate                     Kill
+//!   Running ────────────▶ Asked ──────────────────────────────▶ Killing ──▶ TreeEmpty, exit 0
+//!      │  leader ended (200 ms)                                    ▲
+//!      │  daemon gone  (500 ms) ┌────────┐ time is up, or Kill     │
+//!      └───────────────────────▶│ Ending │─────────────────────────┘
+//!                               └────────┘
+//!   In every state: no child left (ECHILD) ──▶ TreeEmpty, exit 0.
+//!   In Asked the daemon decides when to kill; its end leads from there to Ending as well.
+//! ```
+//!
+//! One thread, one poll over two descriptors: the control socket (standard input) and a signalfd for SIGCHLD.
+
+mod start;
+
+use std::fmt::Display;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::kill::{Freeze, Killer, Pause};
+use crate::wire::{self, Order, Received, Report};
+
+/// The word after the program name that makes the binary a guard.
+pub const GUARD_ARGUMENT: &str = "guard";
+
+/// From SIGTERM to SIGKILL for what a leader that ended by itself has left behind.
+pub const LEFTOVER_GRACE: Duration = Duration::from_millis(200);
+
+/// From SIGTERM to SIGKILL when the daemon is gone.
+pub const DAEMON_GONE_GRACE: Duration = Duration::from_millis(500);
+
+/// Killing for this long without an empty tree is reported, once.
+pub const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// Runs this process as a guard: the `ostler` binary calls it first thing when its first argument is
+/// [`GUARD_ARGUMENT`], before a runtime or a second thread exists. Standard input is the control socket.
+///
+/// Exits with 0 when no process of the tree is left, with 1 when it never had one because it was not started as
+/// a guard is.
+pub fn main() -> ! {
+    let status = match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            log(&error);
+            1
+        }
+    };
+    std::process::exit(status)
+}
+
+fn run() -> io::Result<()> {
+    let (control, signals) = start::prepare()?;
+    let Some((spec, stdio)) = wire::recv_spec(&control)? else {
+        return Ok(()); // the daemon ended before it said what to start: there is nothing to guard
+    };
+    let leader = match start::launch(&spec, stdio) {
+        Ok(leader) => leader,
+        Err(failure) => {
+            report(
+                &control,
+                &Report::SpawnFailed { errno: failure.errno, message: wire::cut(failure.message) },
+            );
+            report(&control, &Report::TreeEmpty);
+            return Ok(());
+        }
+    };
+    report(
+        &control,
+        &Report::Started { pid: leader.pid.as_raw_nonzero().get(), start_time: leader.start_time },
+    );
+    Guard {
+        control: Some(control),
+        signals,
+        me: Pid::as_raw(Some(rustix::process::getpid())),
+        leader: Some(leader.pid),
+        phase: Phase::Running,
+        killer: Killer::default(),
+    }
+    .watch();
+    Ok(())
+}
+
+/// Standard error is the daemon's: the guard says there only what the daemon cannot learn otherwise.
+fn log(what: &dyn Display) {
+    use io::Write as _;
+    // Nobody to tell when this fails.
+    let _ = writeln!(io::stderr(), "ostler guard {}: {what}", std::process::id());
+}
+
+/// A report that cannot be sent has no reader: the daemon is gone, and end of file says so to [`Guard::watch`].
+fn report(control: &OwnedFd, report: &Report) {
+    if let Err(error) = wire::send(control, report)
+        && !matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN))
+    {
+        log(&format_args!("cannot report {report:?}: {error}"));
+    }
+}
+
+struct Guard {
+    /// Until its end of file.
+    control: Option<OwnedFd>,
+    signals: OwnedFd,
+    me: i32,
+    /// Until it is reaped.
+    leader: Option<Pid>,
+    phase: Phase,
+    killer: Killer,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The server does its work.
+    Running,
+    /// The daemon has asked the tree to end, and will say when to kill it.
+    Asked,
+    /// The guard has asked the tree to end by its own decision.
+    Ending { kill_at: Instant },
+    /// Rounds of SIGKILL.
+    Killing { next_round: Instant, pause: Pause, stuck_at: Option<Instant> },
+}
+
+impl Guard {
+    /// Until no descendant is left.
+    fn watch(&mut self) {
+        loop {
+            if self.reap() {
+                if let Some(control) = &self.control {
+                    report(control, &Report::TreeEmpty);
+                }
+                return;
+            }
+            self.act(Instant::now());
+            self.wait(Instant::now());
+            self.obey();
+        }
+    }
+
+    /// Collects what has ended; whether nothing is left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    if let Phase::Killing { pause, .. } = &mut self.phase {
+                        pause.reset();
+                    }
+                    if self.leader == Some(pid) {
+                        self.leader = None;
+                        self.say(&Report::LeaderExited {
+                            code: status.exit_status(),
+                            signal: status.terminating_signal(),
+                        });
+                    }
+                }
+                Ok(None) => return false,
+                Err(Errno::CHILD) => return true,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    log(&format_args!("cannot wait for children: {error}"));
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// What the clock and the state of the tree call for.
+    fn act(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Running if self.leader.is_none() => self.end(now + LEFTOVER_GRACE),
+            Phase::Ending { kill_at } if now >= kill_at => self.kill(now),
+            _ => {}
+        }
+        if let Phase::Killing { next_round, stuck_at, .. } = self.phase
+            && now >= next_round
+        {
+            self.kill_round();
+            if stuck_at.is_some_and(|at| now >= at) {
+                let pids =
+                    self.killer.last().iter().map(|process| process.pid).take(wire::MAX_PIDS).collect();
+                self.say(&Report::Stuck { pids });
+            }
+            if let Phase::Killing { next_round, pause, stuck_at } = &mut self.phase {
+                *next_round = Instant::now() + Duration::from_millis(u64::from(pause.next_ms()));
+                *stuck_at = stuck_at.filter(|&at| now < at);
+            }
+        }
+    }
+
+    /// Sleeps until a child ends, the daemon says something, or the clock calls.
+    fn wait(&self, now: Instant) {
+        let until = match self.phase {
+            Phase::Running | Phase::Asked => None,
+            Phase::Ending { kill_at } => Some(kill_at),
+            Phase::Killing { next_round, .. } => Some(next_round),
+        };
+        let timeout = until.map(|at| {
+            let left = at.saturating_duration_since(now);
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
+        let signals = PollFd::new(&self.signals, PollFlags::IN);
+        let result = match &self.control {
+            Some(control) => {
+                rustix::event::poll(&mut [signals, PollFd::new(control, PollFlags::IN)], timeout.as_ref())
+            }
+            None => rustix::event::poll(&mut [signals], timeout.as_ref()),
+        };
+        if let Err(error) = result
+            && error != Errno::INTR
+        {
+            log(&format_args!("cannot wait for events: {error}"));
+        }
+        start::drain(self.signals.as_fd());
+    }
+
+    /// Follows what the daemon says.
+    fn obey(&mut self) {
+        while let Some(control) = &self.control {
+            match wire::recv::<Order>(control) {
+                Ok(Received::Message(Order::Terminate)) => {
+                    if let Phase::Running = self.phase {
+                        self.phase = Phase::Asked;
+                    }
+                    self.terminate();
+                }
+                Ok(Received::Message(Order::Kill)) => self.kill(Instant::now()),
+                Ok(Received::Nothing) => return,
+                Ok(Received::End) => self.daemon_gone(),
+                Err(error) => {
+                    log(&format_args!("cannot understand the daemon, ending: {error}"));
+                    self.daemon_gone();
+                }
+            }
+        }
+    }
+
+    fn daemon_gone(&mut self) {
+        self.control = None;
+        let kill_at = Instant::now() + DAEMON_GONE_GRACE;
+        match &mut self.phase {
+            Phase::Running | Phase::Asked => self.end(kill_at),
+            Phase::Ending { kill_at: at } => *at = kill_at.min(*at),
+            Phase::Killing { .. } => {}
+        }
+    }
+
+    fn end(&mut self, kill_at: Instant) {
+        self.terminate();
+        self.phase = Phase::Ending { kill_at };
+    }
+
+    /// SIGTERM to every descendant, then SIGCONT, without which a stopped one would not see it.
+    fn terminate(&mut self) {
+        let me = self.me;
+        let below = |scan: &crate::tree::Scan, into: &mut Vec<_>| scan.descendants(me, into);
+        if let Err(error) = self.killer.signal(&[Signal::TERM, Signal::CONT], below) {
+            log(&format_args!("cannot list the tree to terminate it, telling its first group only: {error}"));
+            self.signal_group(Signal::TERM);
+            self.signal_group(Signal::CONT);
+        }
+    }
+
+    fn kill(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Killing { .. }) {
+            return;
+        }
+        // Most trees are one process group: this ends them without a look at /proc, atomically.
+        self.signal_group(Signal::KILL);
+        let mut pause = Pause::new();
+        let next_round = now + Duration::from_millis(u64::from(pause.next_ms()));
+        self.phase = Phase::Killing { next_round, pause, stuck_at: Some(now + STUCK_AFTER) };
+    }
+
+    fn kill_round(&mut self) {
+        let me = self.me;
+        let round = self.killer.round(Freeze::Once, |scan, into| scan.descendants(me, into));
+        if let Err(error) = round {
+            log(&format_args!("cannot list the tree to kill it, trying again: {error}"));
+            self.signal_group(Signal::KILL);
+        }
+    }
+
+    /// Signals the leader's process group. Only while the leader is not reaped: its number is not free till then.
+    fn signal_group(&self, signal: Signal) {
+        if let Some(leader) = self.leader {
+            // It fails when the group has no member that could be signalled, which the next round will tell.
+            let _ = rustix::process::kill_process_group(leader, signal);
+        }
+    }
+
+    fn say(&self, what: &Report) {
+        if let Some(control) = &self.control {
+            report(control, what);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What the tests of `ostler-os` start: a guard, a daemon made to be killed, and servers that need `unsafe`.
+
+use std::io::Write as _;
+
+use ostler_os::reap::TreeRecord;
+use ostler_os::{GuardEvent, Guarded, Mark, SpawnRequest, Spawner, boot, guard};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some(guard::GUARD_ARGUMENT) => guard::main(),
+        Some("daemon") => daemon(&arguments[1..]),
+        Some("fds") => fds(),
+        Some("zombie-leader") => zombie_leader(),
+        Some("stop-parent") => stop_parent(),
+        other => panic!("unknown: {other:?}"),
+    }
+}
+
+/// `daemon COUNT PROGRAM [ARGUMENT...]`: starts that many trees and stays until it is killed. Says the marks of
+/// all, a line each, before it starts the first, then a [`TreeRecord`] as JSON for each leader that runs.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn daemon(arguments: &[String]) {
+    let count: usize = arguments[0].parse().expect("a number of trees");
+    let spawner = Spawner::default();
+    let marks: Vec<Mark> = (0..count).map(|_| Mark::random()).collect();
+    marks.iter().for_each(|mark| say(&mark.to_string()));
+    let mut trees = Vec::new();
+    for mark in marks {
+        let request = SpawnRequest {
+            program: (&arguments[1]).into(),
+            args: arguments[2..].iter().map(Into::into).collect(),
+            env: std::env::vars_os().collect(),
+            cwd: None,
+            mark,
+        };
+        trees.push(spawner.spawn(request).expect("spawns"));
+    }
+    for tree in &mut trees {
+        let record = started(tree).await;
+        say(&serde_json::to_string(&record).expect("encodes"));
+    }
+    std::future::pending().await
+}
+
+async fn started(tree: &mut Guarded) -> TreeRecord {
+    match tree.events.recv().await {
+        Some(GuardEvent::Started { pid, start_time }) => TreeRecord {
+            mark: tree.mark.to_string(),
+            guard_pid: tree.guard_pid,
+            guard_start: tree.guard_start,
+            leader_pid: Some(pid),
+            leader_start: Some(start_time),
+            boot_id: boot::boot_id().expect("a boot id"),
+        },
+        other => panic!("not started: {other:?}"),
+    }
+}
+
+fn say(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).expect("the test reads");
+}
+
+/// Prints the open descriptors, but not the one they are listed with.
+fn fds() {
+    let entries: Vec<_> = std::fs::read_dir("/proc/self/fd").expect("lists").flatten().collect();
+    for entry in entries {
+        let target =
+            std::fs::read_link(entry.path()).map(|path| path.display().to_string()).unwrap_or_default();
+        if !target.ends_with("/fd") {
+            say(&format!("{} {target}", entry.file_name().display()));
+        }
+    }
+}
+
+/// Its first thread ends, another lives on: the process then looks like a zombie.
+#[expect(unsafe_code, reason = "the standard library cannot end the first thread alone")]
+fn zombie_leader() {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::park();
+        }
+    });
+    say("thread started");
+    // SAFETY: ends this thread without running destructors; nothing is shared with the other.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+}
+
+/// Stops its guard, ignores the end of its input, and lives on.
+fn stop_parent() {
+    let parent = rustix::process::getppid().expect("a parent");
+    rustix::process::kill_process(parent, rustix::process::Signal::STOP).expect("the same user");
+    say("stopped");
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,426 @@
+//! The task that owns a process's standard input and output.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ostler_domain::event::Happening;
+use ostler_mcp::mux::{Mux, Note, Out, SessionKey};
+use ostler_mcp::{Line, Lines, SHARE_FROM, rpc};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::outgoing::{HIGH_WATER, Outgoing};
+use super::{CallSink, News, Order, Parts, Shared, ToProcess, counter};
+use crate::clock::now_ms;
+use crate::log::Stream;
+use crate::stream::ReplayStream;
+
+/// Messages taken from callers at a time, so that one write carries many.
+const BATCH: usize = 64;
+/// Bytes read before callers get their turn again.
+const READ_TURN: usize = 512 * 1024;
+/// After so many lines of rubbish in a row the process is read slowly: it must not take a whole CPU.
+const RUBBISH_PATIENCE: u64 = 1_000;
+/// The pause between reads of a process that writes only rubbish.
+const RUBBISH_PAUSE: Duration = Duration::from_millis(50);
+
+/// Everything one connection knows.
+pub(super) struct Task {
+    parts: Parts,
+    state: Arc<Shared>,
+    mux: Mux<CallSink>,
+    streams: HashMap<SessionKey, Arc<ReplayStream>>,
+    stdin: Option<pipe::Sender>,
+    outgoing: Outgoing,
+    /// Emptied after each use; kept for its capacity.
+    out: Vec<Out<CallSink>>,
+    lines: Lines,
+    stdout_open: bool,
+    /// A large line that waits for memory before it is passed on; reading stands still meanwhile.
+    parked: Option<Bytes>,
+    /// Until when a process that floods is not read.
+    slow_until: Option<Instant>,
+    rubbish_in_a_row: u64,
+    rubbish: u64,
+    dropped: HashMap<String, u64>,
+    /// Set once the connection is over: the error every call gets.
+    failed: Option<String>,
+    draining: Option<Vec<oneshot::Sender<()>>>,
+}
+
+/// What woke the task.
+enum Wake {
+    Order(Option<Order>),
+    Messages(usize),
+    Writable,
+    Readable(io::Result<()>),
+    Memory(crate::budget::Reservation),
+    Clock,
+}
+
+impl Task {
+    pub(super) fn new(parts: Parts, stdin: pipe::Sender, state: Arc<Shared>) -> Self {
+        let mux = Mux::new(parts.settings.clone());
+        let lines = Lines::new(parts.max_message);
+        Self {
+            parts,
+            state,
+            mux,
+            streams: HashMap::new(),
+            stdin: Some(stdin),
+            outgoing: Outgoing::default(),
+            out: Vec::new(),
+            lines,
+            stdout_open: true,
+            parked: None,
+            slow_until: None,
+            rubbish_in_a_row: 0,
+            rubbish: 0,
+            dropped: HashMap::new(),
+            failed: None,
+            draining: None,
+        }
+    }
+
+    /// Runs until the process's output has ended, or the driver said so, and nobody holds the connection.
+    pub(super) async fn run(
+        mut self,
+        stdout: pipe::Receiver,
+        mut callers: mpsc::Receiver<ToProcess>,
+        mut orders: mpsc::Receiver<Order>,
+    ) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            match self.wait(&stdout, &mut callers, &mut orders, &mut batch).await {
+                Wake::Order(Some(order)) => self.obey(order),
+                Wake::Order(None) | Wake::Messages(0) => break,
+                Wake::Messages(_) => batch.drain(..).for_each(|message| self.take(message)),
+                Wake::Writable => {}
+                Wake::Readable(ready) => self.read(&stdout, ready),
+                Wake::Memory(reservation) => self.unpark(reservation),
+                Wake::Clock => self.tick(),
+            }
+            self.write();
+            self.publish();
+        }
+        self.fail("the instance was removed".to_owned());
+    }
+
+    async fn wait(
+        &self,
+        stdout: &pipe::Receiver,
+        callers: &mut mpsc::Receiver<ToProcess>,
+        orders: &mut mpsc::Receiver<Order>,
+        batch: &mut Vec<ToProcess>,
+    ) -> Wake {
+        let reading = self.stdout_open && self.parked.is_none() && self.slow_until.is_none();
+        let parked = self.parked.as_ref().map_or(0, Bytes::len);
+        let clock = self.next_clock();
+        tokio::select! {
+            order = orders.recv() => Wake::Order(order),
+            ready = stdout.readable(), if reading => Wake::Readable(ready),
+            count = callers.recv_many(batch, BATCH), if self.outgoing.len() < HIGH_WATER => Wake::Messages(count),
+            () = writable(self.stdin.as_ref()), if !self.outgoing.is_empty() => Wake::Writable,
+            memory = self.parts.budget.reserve(parked), if parked > 0 => Wake::Memory(memory),
+            () = tokio::time::sleep_until(clock.unwrap_or_else(Instant::now)), if clock.is_some() => Wake::Clock,
+        }
+    }
+
+    fn next_clock(&self) -> Option<Instant> {
+        let calls = self.mux.next_expiry_ms().map(|at| {
+            Instant::now() + Duration::from_millis(at.saturating_sub(now_ms()))
+        });
+        calls.into_iter().chain(self.slow_until).min()
+    }
+
+    fn tick(&mut self) {
+        if self.slow_until.is_some_and(|until| until <= Instant::now()) {
+            self.slow_until = None;
+        }
+        if self.mux.next_expiry_ms().is_some_and(|at| at <= now_ms()) {
+            self.with_mux(|mux, now, out| mux.expire(now, out));
+        }
+    }
+
+    /// Calls the account and performs what it says.
+    fn with_mux<T>(
+        &mut self,
+        act: impl FnOnce(&mut Mux<CallSink>, u64, &mut Vec<Out<CallSink>>) -> T,
+    ) -> T {
+        let mut out = std::mem::take(&mut self.out);
+        let result = act(&mut self.mux, now_ms(), &mut out);
+        for action in out.drain(..) {
+            self.perform(action);
+        }
+        self.out = out;
+        result
+    }
+
+    fn perform(&mut self, action: Out<CallSink>) {
+        match action {
+            Out::Write(message) => self.outgoing.push(&message),
+            Out::Finish(sink, answer) => sink.finish(answer),
+            Out::Emit { ticket, message, reverse } => {
+                let delivered = self.mux.sink(ticket).is_some_and(|sink| sink.emit(message).is_ok());
+                if !delivered {
+                    self.undelivered(reverse, "the client does not read its stream");
+                }
+            }
+            Out::ToSession { session, message, reverse } => match self.streams.get(&session) {
+                Some(stream) if reverse.is_none() || stream.connected() => stream.push(message),
+                _ => self.undelivered(reverse, "the session has no open stream"),
+            },
+            Out::Note(note) => self.note(note),
+        }
+    }
+
+    fn undelivered(&mut self, reverse: Option<u64>, why: &'static str) {
+        self.count("undelivered");
+        let Some(id) = reverse else { return };
+        let mut out = Vec::new();
+        self.mux.undeliverable(id, why, &mut out);
+        for action in out {
+            if let Out::Write(message) = action {
+                self.outgoing.push(&message);
+            }
+        }
+        let happening =
+            Happening::ReverseRequestRefused { method: "request".to_owned(), reason: why.to_owned() };
+        self.parts.events.record(&self.parts.instance.to_string(), happening);
+    }
+
+    fn count(&self, name: &str) {
+        self.parts.events.count(name);
+    }
+
+    /// Counts a note; tells of the first of its kind and then of each tenfold.
+    fn note(&mut self, note: Note) {
+        let name = counter(&note);
+        self.count(&name);
+        let seen = self.dropped.entry(name).or_default();
+        *seen += 1;
+        let (seen, worth_telling) = (*seen, is_power_of_ten(*seen));
+        let subject = self.parts.instance.to_string();
+        let tell = |happening| self.parts.events.record(&subject, happening);
+        match note {
+            Note::Rubbish(line) => self.rubbish_line(&line),
+            Note::AsksBack => self.tell_driver(News::AsksBack),
+            Note::RequestRefused { method, reason } => tell(Happening::ReverseRequestRefused {
+                method: method.into(),
+                reason: reason.to_owned(),
+            }),
+            Note::NotificationDropped { method, reason } if worth_telling => {
+                tell(Happening::Dropped { what: format!("`{method}` of the server: {reason}"), count: seen });
+            }
+            Note::LimitReached(limit) if worth_telling => {
+                tell(Happening::CallRefused { reason: format!("`{limit}` was reached {seen} times") });
+            }
+            Note::NotificationDropped { .. } | Note::LimitReached(_) | Note::Stray(_) => {}
+        }
+    }
+
+    fn rubbish_line(&mut self, line: &[u8]) {
+        self.rubbish += 1;
+        self.rubbish_in_a_row += 1;
+        let text = String::from_utf8_lossy(&line[..line.len().min(crate::log::MAX_LINE)]);
+        self.parts.log.push(Stream::Stdout, &text);
+        if is_power_of_ten(self.rubbish) {
+            let sample = text.chars().take(80).collect();
+            let happening = Happening::StdoutRubbish { count: self.rubbish, sample };
+            self.parts.events.record(&self.parts.instance.to_string(), happening);
+        }
+    }
+
+    fn take(&mut self, message: ToProcess) {
+        match message {
+            ToProcess::Call(request) => self.call(request),
+            ToProcess::Attach(session, stream) => {
+                self.streams.insert(session, stream);
+                self.mux.attach(session);
+            }
+            ToProcess::Detach(session) => {
+                self.streams.remove(&session);
+                self.with_mux(|mux, now, out| mux.detach(session, now, out));
+            }
+            ToProcess::Cancel(session, id) => {
+                self.with_mux(|mux, now, out| mux.cancel(session, &id, now, out));
+            }
+            ToProcess::HungUp(ticket) => {
+                self.with_mux(|mux, now, out| mux.cancel_ticket(ticket, "the client hung up", now, out));
+            }
+            ToProcess::Notification(session, body, envelope, done) => {
+                let result = self.with_mux(|mux, _, out| mux.notification(session, &body, &envelope, out));
+                let _ = done.send(result);
+            }
+            ToProcess::Answer(session, body, envelope, done) => {
+                let result = self.with_mux(|mux, _, out| mux.answer(session, &body, &envelope, out));
+                let _ = done.send(result);
+            }
+            ToProcess::Tell(message) => self.outgoing.push(&message),
+            ToProcess::Era(era) => self.mux.set_era(era),
+        }
+    }
+
+    fn call(&mut self, request: ostler_mcp::mux::Request<CallSink>) {
+        let refusal = match (&self.failed, &self.draining) {
+            (Some(reason), _) => Some(reason.as_str()),
+            (None, Some(_)) => Some("the instance is stopping"),
+            (None, None) => None,
+        };
+        if let Some(reason) = refusal {
+            let code = rpc::INSTANCE_LOST;
+            let message = rpc::error(Some(&request.client_id), code, reason);
+            let kind = ostler_mcp::Kind::Error(code);
+            request.sink.finish(ostler_mcp::mux::Answer { kind, message });
+            return;
+        }
+        self.with_mux(|mux, now, out| mux.request(request, now, out));
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Drain(done) => self.draining.get_or_insert_default().push(done),
+            Order::CloseStdin => {
+                self.write();
+                self.stdin = None;
+            }
+            Order::Fail(reason) => self.fail(reason),
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.with_mux(|mux, _, out| mux.fail_all(&reason, out));
+        self.failed = Some(reason);
+    }
+
+    /// Reads what is there, up to a turn's worth.
+    fn read(&mut self, stdout: &pipe::Receiver, ready: io::Result<()>) {
+        if ready.is_err() {
+            self.stdout_open = false;
+            return;
+        }
+        let mut read = 0;
+        while read < READ_TURN && self.parked.is_none() {
+            match stdout.try_read_buf(self.lines.space()) {
+                Ok(0) => return self.output_ended(),
+                Ok(count) => {
+                    read += count;
+                    self.pass_lines();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::warn!(instance = %self.parts.instance, %error, "standard output cannot be read");
+                    return self.output_ended();
+                }
+            }
+        }
+        if self.rubbish_in_a_row > RUBBISH_PATIENCE {
+            self.slow_until = Some(Instant::now() + RUBBISH_PAUSE);
+        }
+    }
+
+    fn pass_lines(&mut self) {
+        while self.parked.is_none() {
+            match self.lines.next_line() {
+                Some(Line::Complete(line)) if line.len() < SHARE_FROM => self.pass(line),
+                Some(Line::Complete(line)) => match self.parts.budget.try_reserve(line.len()) {
+                    Some(reservation) => self.pass(reservation.hold(line)),
+                    None => {
+                        self.count("gateway.body_memory");
+                        self.parked = Some(line);
+                    }
+                },
+                Some(Line::TooLong(length)) => {
+                    self.count("gateway.max_body");
+                    let what = format!("a message of the server of {length} bytes (gateway.max_body)");
+                    let subject = self.parts.instance.to_string();
+                    self.parts.events.record(&subject, Happening::Dropped { what, count: 1 });
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn unpark(&mut self, reservation: crate::budget::Reservation) {
+        if let Some(line) = self.parked.take() {
+            self.pass(reservation.hold(line));
+            self.pass_lines();
+        }
+    }
+
+    fn pass(&mut self, line: Bytes) {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let before = self.rubbish;
+        self.with_mux(|mux, now, out| mux.server_line(line, now, out));
+        if self.rubbish == before {
+            self.rubbish_in_a_row = 0;
+        }
+    }
+
+    /// The process closed its output: no answer can come any more, whether or not it lives on.
+    fn output_ended(&mut self) {
+        self.stdout_open = false;
+        let lines = std::mem::replace(&mut self.lines, Lines::new(self.parts.max_message));
+        if let Some(rest) = lines.rest() {
+            self.pass(rest);
+        }
+        if self.failed.is_none() {
+            self.fail("the server closed its output while the call ran".to_owned());
+        }
+        self.tell_driver(News::OutputClosed);
+    }
+
+    /// There is room for each kind of news once, and one of a kind is enough.
+    fn tell_driver(&self, news: News) {
+        let _ = self.parts.news.try_send(news);
+    }
+
+    fn write(&mut self) {
+        let Some(stdin) = &self.stdin else {
+            self.outgoing = Outgoing::default();
+            return;
+        };
+        match self.outgoing.write_with(|slices| stdin.try_write_vectored(slices)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // The process closed its input; its end is reported by the guard.
+            Err(_) => {
+                self.stdin = None;
+                self.outgoing = Outgoing::default();
+                self.fail("the server does not take requests any more".to_owned());
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let open = self.mux.open_calls();
+        self.state.open_calls.store(open, Ordering::Relaxed);
+        self.state.attached.store(self.mux.attached(), Ordering::Relaxed);
+        if open == 0
+            && let Some(waiting) = &mut self.draining
+        {
+            for done in waiting.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Resolves when the pipe takes bytes again; never for one that is closed.
+async fn writable(stdin: Option<&pipe::Sender>) {
+    match stdin {
+        Some(stdin) => drop(stdin.writable().await),
+        None => std::future::pending().await,
+    }
+}
+
+fn is_power_of_ten(count: u64) -> bool {
+    count > 0 && 10u64.pow(count.ilog10()) == count
+}

@@ -1,0 +1,20 @@
+//! What every driver needs.
+
+use std::sync::Arc;
+
+use ostler_config::Config;
+use ostler_os::Spawner;
+
+use crate::budget::Budget;
+use crate::events::Events;
+use crate::ledger::Ledger;
+
+/// Shared by all drivers; nothing in it is locked for long.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Arc<Config>,
+    pub(crate) spawner: Spawner,
+    pub(crate) ledger: Ledger,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) events: Arc<Events>,
+}

@@ -1,0 +1,534 @@
+//! The task that owns one instance.
+//!
+//! In: wishes of people and clients, reports of the guard, results of its own effects, one timer.
+//! Out: effects, the snapshot, the event log. Every report carries its generation; the pure core drops the
+//! stale ones. Effects that take time (the spawn, the handshake, draining) run as tasks that report back, so
+//! the driver never waits for a process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ostler_domain::event::Happening;
+use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
+use ostler_domain::{Era, Generation, InstanceId};
+use ostler_mcp::mux::Settings;
+use ostler_os::{GuardControl, GuardEvent, Guarded, Mark, SpawnRequest};
+use ostler_store::{ProcessKey, TreeRecord};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::handshake::{self, Failed, Need, Opened};
+use super::{InstanceHandle, Owner, Snapshot};
+use crate::clock;
+use crate::connection::{Connection, News, Parts};
+use crate::core::Core;
+use crate::log::{Log, Stream};
+use crate::server::Server;
+
+/// Wishes and reports that may wait for a driver.
+const QUEUE: usize = 256;
+
+/// How long a server that closed its output has to end by itself.
+const OUTPUT_CLOSED_GRACE: Duration = Duration::from_secs(1);
+
+/// What a driver is told.
+#[derive(Debug)]
+pub(crate) enum Inbox {
+    /// A wish of a person or a client.
+    Wish(Event),
+    /// Stop for good: nobody will need it again.
+    Remove(String),
+    /// The guard was started, or could not be.
+    Born(Generation, Result<Box<Guarded>, String>),
+    /// The guard reported something.
+    Guard(Generation, GuardEvent),
+    /// The handshake came to an end.
+    Opened(Generation, Result<Opened, Failed>),
+    /// No call runs any more.
+    Drained(Generation),
+    /// The connection noticed something.
+    News(Generation, News),
+    /// The server closed its output a while ago; it had time to end by itself.
+    OutputStillClosed(Generation),
+}
+
+/// The processes of the current generation.
+struct Running {
+    generation: Generation,
+    mark: Mark,
+    control: GuardControl,
+    connection: Arc<Connection>,
+    /// Said by the guard when the program could not be started.
+    spawn_failure: Option<String>,
+    leader_exited: bool,
+}
+
+pub(crate) struct Driver {
+    core: Arc<Core>,
+    server: Arc<Server>,
+    id: InstanceId,
+    owner: Owner,
+    need: Need,
+    on_demand: bool,
+    machine: Instance,
+    log: Arc<Log>,
+    handle: std::sync::Weak<InstanceHandle>,
+    inbox: mpsc::Receiver<Inbox>,
+    to_self: mpsc::Sender<Inbox>,
+    running: Option<Running>,
+    /// The generation being spawned, and whether it is to be killed as soon as it is there.
+    spawning: Option<(Generation, bool)>,
+    timer: Option<(Generation, TimerKind, Instant)>,
+    snapshot: Snapshot,
+    publish: watch::Sender<Arc<Snapshot>>,
+    removing: bool,
+}
+
+/// What a new instance is for.
+pub(crate) struct Creation {
+    pub(crate) id: InstanceId,
+    pub(crate) owner: Owner,
+    pub(crate) wanted_era: Option<Era>,
+    pub(crate) need: Need,
+    pub(crate) on_demand: bool,
+}
+
+impl Driver {
+    /// Creates an instance and starts its task; the instance itself starts with the first wish.
+    pub(crate) fn create(core: &Arc<Core>, server: &Arc<Server>, creation: Creation) -> Arc<InstanceHandle> {
+        let (to_self, inbox) = mpsc::channel(QUEUE);
+        let snapshot = Snapshot::new();
+        let (publish, watch) = watch::channel(Arc::new(snapshot.clone()));
+        let log = Arc::new(Log::new(server.spec.log_lines));
+        let handle = Arc::new(InstanceHandle {
+            id: creation.id.clone(),
+            owner: creation.owner.clone(),
+            wanted_era: creation.wanted_era,
+            log: Arc::clone(&log),
+            inbox: to_self.clone(),
+            snapshot: watch,
+            last_used_ms: clock::now_ms().into(),
+        });
+        let policy =
+            Policy { restart: server.spec.restart.clone(), deadlines: server.spec.deadlines.clone() };
+        let driver = Self {
+            core: Arc::clone(core),
+            server: Arc::clone(server),
+            id: creation.id,
+            owner: creation.owner,
+            need: creation.need,
+            on_demand: creation.on_demand,
+            machine: Instance::new(policy),
+            log,
+            handle: Arc::downgrade(&handle),
+            inbox,
+            to_self,
+            running: None,
+            spawning: None,
+            timer: None,
+            snapshot,
+            publish,
+            removing: false,
+        };
+        tokio::spawn(driver.run());
+        handle
+    }
+
+    async fn run(mut self) {
+        loop {
+            let timer = self.timer.map(|(_, _, at)| at);
+            let idle = self.idle_at();
+            tokio::select! {
+                // The driver holds a sender itself: the channel does not end.
+                Some(message) = self.inbox.recv() => self.hear(message),
+                () = sleep_until(timer) => self.ring(),
+                () = sleep_until(idle) => self.retire_if_idle(),
+            }
+            self.show();
+            if self.removing && self.machine.state().is_empty() && self.nothing_runs() {
+                break;
+            }
+        }
+        self.snapshot.removed = true;
+        self.publish.send_replace(Arc::new(self.snapshot.clone()));
+        self.server.forget(&self.id);
+    }
+
+    fn nothing_runs(&self) -> bool {
+        self.running.is_none() && self.spawning.is_none()
+    }
+
+    /// When an instance that was started on demand has been of no use for long enough.
+    fn idle_at(&self) -> Option<Instant> {
+        if !self.on_demand || self.removing || !matches!(self.owner, Owner::All | Owner::Principal(_) | Owner::Project(_)) {
+            return None;
+        }
+        let handle = self.handle.upgrade()?;
+        let idle = self.server.spec.idle;
+        let used = handle.last_used_ms() + u64::try_from(idle.as_millis()).unwrap_or(u64::MAX / 2);
+        let wait = used.saturating_sub(clock::now_ms());
+        // One that is in use is looked at again after another idle time.
+        let wait = if self.in_use() { Duration::from_millis(wait).max(idle) } else { Duration::from_millis(wait) };
+        Some(Instant::now() + wait.max(Duration::from_millis(1)))
+    }
+
+    fn in_use(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.connection.open_calls() + r.connection.attached() > 0)
+    }
+
+    fn retire_if_idle(&mut self) {
+        let idle_ms = u64::try_from(self.server.spec.idle.as_millis()).unwrap_or(u64::MAX);
+        let unused = self.handle.upgrade().is_none_or(|handle| {
+            clock::now_ms().saturating_sub(handle.last_used_ms()) >= idle_ms
+        });
+        if unused && !self.in_use() {
+            self.remove(format!("unused for {} s (idle)", idle_ms / 1000));
+        }
+    }
+
+    fn remove(&mut self, reason: String) {
+        self.removing = true;
+        self.decide(Event::Stop { reason });
+    }
+
+    fn ring(&mut self) {
+        if let Some((generation, kind, _)) = self.timer.take() {
+            self.decide(Event::Timer { generation, kind });
+        }
+    }
+
+    fn hear(&mut self, message: Inbox) {
+        match message {
+            Inbox::Wish(event) if !self.removing => self.decide(event),
+            Inbox::Wish(_) => {}
+            Inbox::Remove(reason) => self.remove(reason),
+            Inbox::Born(generation, Ok(guarded)) => self.born(generation, *guarded),
+            Inbox::Born(generation, Err(why)) => {
+                self.spawning = None;
+                self.decide(Event::SpawnFailed { generation, why });
+            }
+            Inbox::Guard(generation, event) => self.guard_said(generation, event),
+            Inbox::Opened(generation, result) => self.opened(generation, result),
+            Inbox::Drained(generation) => self.decide(Event::Drained { generation }),
+            Inbox::News(_, News::AsksBack) => self.server.learn(&self.core, |traits| traits.asks_back = true),
+            Inbox::News(generation, News::OutputClosed) => self.output_closed(generation),
+            Inbox::OutputStillClosed(generation) => self.with_running(generation, |_, running| {
+                if !running.leader_exited {
+                    running.control.kill();
+                }
+            }),
+        }
+    }
+
+    fn decide(&mut self, event: Event) {
+        let effects = self.machine.decide(event, clock::now(), crate::random::bits64());
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Spawn { generation } => self.spawn(generation),
+            Effect::Handshake { generation } => self.handshake(generation),
+            Effect::Drain { generation } => self.with_running(generation, |driver, running| {
+                let (connection, done) = (Arc::clone(&running.connection), driver.to_self.clone());
+                tokio::spawn(async move {
+                    connection.drain().await;
+                    let _ = done.send(Inbox::Drained(generation)).await;
+                });
+            }),
+            Effect::CloseStdin { generation } => {
+                self.with_running(generation, |_, running| running.connection.close_stdin());
+            }
+            Effect::Terminate { generation } => {
+                self.with_running(generation, |_, running| running.control.terminate());
+            }
+            Effect::Kill { generation } => {
+                if let Some((spawning, kill)) = &mut self.spawning
+                    && *spawning == generation
+                {
+                    *kill = true;
+                }
+                self.with_running(generation, |_, running| running.control.kill());
+            }
+            Effect::FailPending { generation, reason } => {
+                self.with_running(generation, |_, running| running.connection.fail(reason));
+            }
+            Effect::Timer { generation, kind, at } => {
+                self.timer = Some((generation, kind, clock::instant(at)));
+            }
+            Effect::CancelTimer => self.timer = None,
+            Effect::Record(happening) => {
+                self.log.push(Stream::Ostler, &happening.to_string());
+                self.core.events.record(&self.id.to_string(), happening);
+            }
+        }
+    }
+
+    fn with_running(&self, generation: Generation, act: impl FnOnce(&Self, &Running)) {
+        if let Some(running) = self.running.as_ref().filter(|running| running.generation == generation) {
+            act(self, running);
+        }
+    }
+
+    fn spawn(&mut self, generation: Generation) {
+        self.spawning = Some((generation, false));
+        let request = self.request();
+        let record = TreeRecord {
+            mark: request.mark.to_string(),
+            instance: self.id.clone(),
+            generation,
+            guard: None,
+            leader: None,
+            boot_id: self.core.ledger.boot_id().to_owned(),
+            daemon_id: self.core.ledger.daemon_id().to_owned(),
+            started_unix_ms: clock::unix_ms(),
+        };
+        let (core, done) = (Arc::clone(&self.core), self.to_self.clone());
+        tokio::spawn(async move {
+            let born = start(&core, request, record).await;
+            let _ = done.send(Inbox::Born(generation, born)).await;
+        });
+    }
+
+    fn request(&self) -> SpawnRequest {
+        let launch = &self.server.spec.launch;
+        SpawnRequest {
+            program: launch.command.clone().into(),
+            args: launch.args.iter().map(Into::into).collect(),
+            env: ostler_os::env::clean(&launch.inherit_env, &launch.env, std::env::vars_os()),
+            cwd: launch.cwd.clone(),
+            mark: Mark::random(),
+        }
+    }
+
+    fn born(&mut self, generation: Generation, guarded: Guarded) {
+        let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
+        let settings = Settings {
+            // Until the handshake says otherwise.
+            era: Era::Legacy,
+            exclusive: matches!(self.owner, Owner::Session(_)),
+            concurrency: self.server.spec.concurrency,
+            asks_back: self.server.traits().asks_back,
+            max_calls: self.core.config.limits.instance_calls,
+            call_idle_ms: u64::try_from(self.server.spec.call_idle.as_millis()).unwrap_or(u64::MAX),
+            call_max_ms: u64::try_from(self.server.spec.call_max.as_millis()).unwrap_or(u64::MAX),
+            // Below 2^53, which every JSON reader keeps exact.
+            reverse_base: (generation.0 & 0xF_FFFF) << 32,
+        };
+        let (news, mut heard) = mpsc::channel(2);
+        let to_self = self.to_self.clone();
+        tokio::spawn(async move {
+            while let Some(news) = heard.recv().await {
+                let _ = to_self.send(Inbox::News(generation, news)).await;
+            }
+        });
+        let parts = Parts {
+            instance: self.id.clone(),
+            generation,
+            settings,
+            max_message: self.core.config.gateway.max_body,
+            budget: Arc::clone(&self.core.budget),
+            log: Arc::clone(&self.log),
+            events: Arc::clone(&self.core.events),
+            news,
+        };
+        let connection = Connection::open(guarded.stdin, guarded.stdout, parts);
+        tokio::spawn(crate::stderr::capture(guarded.stderr, Arc::clone(&self.log)));
+        self.listen(generation, guarded.events);
+        if kill {
+            guarded.control.kill();
+        }
+        self.snapshot.guard_pid = Some(guarded.guard_pid);
+        self.running = Some(Running {
+            generation,
+            mark: guarded.mark,
+            control: guarded.control,
+            connection,
+            spawn_failure: None,
+            leader_exited: false,
+        });
+    }
+
+    /// Passes the guard's reports on, in order.
+    fn listen(&self, generation: Generation, mut events: mpsc::Receiver<GuardEvent>) {
+        let to_self = self.to_self.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if to_self.send(Inbox::Guard(generation, event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn guard_said(&mut self, generation: Generation, event: GuardEvent) {
+        let Some(running) = self.running.as_mut().filter(|running| running.generation == generation) else {
+            return;
+        };
+        match event {
+            GuardEvent::Started { pid, start_time } => {
+                let pid = pid.unsigned_abs();
+                let (ledger, mark) = (self.core.ledger.clone(), running.mark.to_string());
+                tokio::spawn(async move {
+                    warn_ledger(ledger.set_leader(mark, ProcessKey { pid, start: start_time }).await);
+                });
+                self.snapshot.pid = Some(pid);
+                self.snapshot.started_ms = Some(clock::now_ms());
+                self.decide(Event::Spawned { generation, pid });
+            }
+            GuardEvent::SpawnFailed(failure) => running.spawn_failure = Some(failure.message),
+            GuardEvent::LeaderExited(exit) => {
+                running.leader_exited = true;
+                self.snapshot.pid = None;
+                self.decide(Event::LeaderExited { generation, exit: convert(exit) });
+            }
+            GuardEvent::GuardDied(_) => {
+                self.core.events.record(
+                    &self.id.to_string(),
+                    Happening::Refused {
+                        what: "guarding".to_owned(),
+                        why: "the guard was killed; its tree is being ended".to_owned(),
+                    },
+                );
+                if !std::mem::replace(&mut running.leader_exited, true) {
+                    self.decide(Event::LeaderExited { generation, exit: Exit::Unknown });
+                }
+            }
+            GuardEvent::Stuck { pids } => {
+                let pids = pids.into_iter().map(i32::unsigned_abs).collect();
+                self.decide(Event::Stuck { generation, pids });
+            }
+            GuardEvent::TreeEmpty => self.tree_empty(generation),
+        }
+    }
+
+    fn tree_empty(&mut self, generation: Generation) {
+        let Some(running) = self.running.take() else { return };
+        let (ledger, mark) = (self.core.ledger.clone(), running.mark.to_string());
+        tokio::spawn(async move { warn_ledger(ledger.remove(mark).await) });
+        running.connection.fail("the instance ended".to_owned());
+        self.snapshot.pid = None;
+        self.snapshot.guard_pid = None;
+        self.snapshot.started_ms = None;
+        match running.spawn_failure {
+            Some(why) => self.decide(Event::SpawnFailed { generation, why }),
+            None => self.decide(Event::TreeEmpty { generation }),
+        }
+    }
+
+    fn handshake(&mut self, generation: Generation) {
+        self.with_running(generation, |driver, running| {
+            let (connection, done) = (Arc::clone(&running.connection), driver.to_self.clone());
+            let need = driver.need.clone();
+            tokio::spawn(async move {
+                let result = handshake::open(&connection, &need).await;
+                let _ = done.send(Inbox::Opened(generation, result)).await;
+            });
+        });
+    }
+
+    fn opened(&mut self, generation: Generation, result: Result<Opened, Failed>) {
+        if generation != self.machine.generation() {
+            return;
+        }
+        match result {
+            Ok(opened) => {
+                self.snapshot.era = Some(opened.era);
+                self.snapshot.initialized = opened.initialized;
+                self.server.learn(&self.core, |traits| match opened.era {
+                    Era::Legacy => {
+                        traits.legacy = Some(true);
+                        traits.modern = opened.modern.or(traits.modern);
+                    }
+                    Era::Modern => traits.modern = Some(true),
+                });
+                // From now on restarts need no probe.
+                if let Need::Either(params) = &self.need {
+                    let params = Arc::clone(params);
+                    self.need = match opened.era {
+                        Era::Legacy => Need::Legacy(params),
+                        Era::Modern => Need::Modern,
+                    };
+                }
+                self.decide(Event::HandshakeDone { generation });
+            }
+            Err(Failed::WrongEra(era)) => {
+                self.snapshot.wrong_era = Some(era);
+                self.server.learn(&self.core, |traits| match era {
+                    Era::Legacy => (traits.legacy, traits.modern) = (Some(false), Some(true)),
+                    Era::Modern => traits.modern = Some(false),
+                });
+                self.remove(format!("the server does not serve {} clients", era.as_str()));
+            }
+            Err(Failed::Other(why)) => self.decide(Event::HandshakeFailed { generation, why }),
+        }
+    }
+
+    /// A process that closed its output serves nobody, though it may live on. It is given a moment to end by
+    /// itself, then killed, so that the restart policy can do its work.
+    fn output_closed(&mut self, generation: Generation) {
+        if self.running.as_ref().is_none_or(|running| running.generation != generation || running.leader_exited) {
+            return;
+        }
+        let reason = "the server closed its output".to_owned();
+        self.decide(Event::Degraded { generation, reason });
+        let to_self = self.to_self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(OUTPUT_CLOSED_GRACE).await;
+            let _ = to_self.send(Inbox::OutputStillClosed(generation)).await;
+        });
+    }
+
+    /// Publishes what changed.
+    fn show(&mut self) {
+        let state = self.machine.state().clone();
+        let serving = self.running.as_ref().filter(|_| state.serves());
+        self.snapshot.connection = serving.map(|running| Arc::clone(&running.connection));
+        self.snapshot.state = state;
+        self.snapshot.generation = self.machine.generation();
+        self.snapshot.restarts = self.machine.restarts();
+        self.publish.send_replace(Arc::new(self.snapshot.clone()));
+    }
+}
+
+/// Writes the tree down, then starts its guard.
+async fn start(core: &Core, request: SpawnRequest, record: TreeRecord) -> Result<Box<Guarded>, String> {
+    let mark = record.mark.clone();
+    core.ledger.insert(record).await.map_err(|error| format!("it could not be written down: {error}"))?;
+    match core.spawner.spawn(request) {
+        Ok(guarded) => {
+            let guard = ProcessKey { pid: guarded.guard_pid.unsigned_abs(), start: guarded.guard_start };
+            let ledger = core.ledger.clone();
+            tokio::spawn(async move { warn_ledger(ledger.set_guard(mark, guard).await) });
+            Ok(Box::new(guarded))
+        }
+        Err(error) => {
+            warn_ledger(core.ledger.remove(mark).await);
+            Err(error.to_string())
+        }
+    }
+}
+
+/// A tree's record only helps the next daemon; that it could not be changed must not stop this one.
+fn warn_ledger(result: Result<(), crate::ledger::LedgerError>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "the ledger of running trees could not be changed");
+    }
+}
+
+fn convert(exit: ostler_os::Exit) -> Exit {
+    match exit {
+        ostler_os::Exit::Code(code) => Exit::Code(code),
+        ostler_os::Exit::Signal(signal) => Exit::Signal(signal),
+        ostler_os::Exit::Unknown => Exit::Unknown,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,293 @@
+//! An instance as the rest of the daemon sees it: a snapshot to read and wishes to send.
+//!
+//! One task, the [driver], owns the instance. It feeds [`ostler_domain::instance::Instance::decide`] and
+//! performs the effects; whatever takes time runs as a task of its own and reports back by event. Readers take
+//! the latest [`Snapshot`] from a watch and never wait for the driver.
+
+pub(crate) mod driver;
+pub mod handshake;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ostler_domain::instance::{Event, State};
+use ostler_domain::{Era, Generation, InstanceId};
+use ostler_mcp::version::InitializeResult;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::{now, now_ms};
+use crate::connection::Connection;
+use crate::log::Log;
+use driver::Inbox;
+
+/// Whose an instance is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Owner {
+    /// Everyone's (scope `shared`).
+    All,
+    /// A principal's (scope `principal`, and modern requests in scope `session`).
+    Principal(Arc<str>),
+    /// A project's (scope `project`).
+    Project(Arc<str>),
+    /// One session's (scope `session`), by the session's public handle.
+    Session(Arc<str>),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Principal(name) | Self::Project(name) => f.write_str(name),
+            Self::Session(handle) => write!(f, "session {handle}"),
+        }
+    }
+}
+
+/// What an instance is like now.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its state.
+    pub state: State,
+    /// Which of its processes it is about.
+    pub generation: Generation,
+    /// The server's first process, while it runs.
+    pub pid: Option<u32>,
+    /// Its guard, while it runs.
+    pub guard_pid: Option<i32>,
+    /// When the process started, in milliseconds of [`now_ms`].
+    pub started_ms: Option<u64>,
+    /// The connection, while calls are served.
+    pub connection: Option<Arc<Connection>>,
+    /// The era of its process, once known; kept across restarts.
+    pub era: Option<Era>,
+    /// What the process answered to `initialize`.
+    pub initialized: Option<Arc<InitializeResult>>,
+    /// Restarts since it was created.
+    pub restarts: u32,
+    /// Set when the server said it does not serve the era it was started for.
+    pub wrong_era: Option<Era>,
+    /// The instance is over: it was removed, and nothing of it runs.
+    pub removed: bool,
+}
+
+impl Snapshot {
+    fn new() -> Self {
+        Self {
+            state: State::Stopped,
+            generation: Generation::default(),
+            pid: None,
+            guard_pid: None,
+            started_ms: None,
+            connection: None,
+            era: None,
+            initialized: None,
+            restarts: 0,
+            wrong_era: None,
+            removed: false,
+        }
+    }
+
+    /// Why it is in its state, where there is a reason to give.
+    pub fn reason(&self) -> Option<String> {
+        match &self.state {
+            State::Degraded { reason, .. } => Some(reason.clone()),
+            State::Backoff { cause, .. } | State::Failed { cause } | State::Broken { cause, .. } => {
+                Some(cause.to_string())
+            }
+            _ => None,
+        }
+    }
+
+    /// How long until the next try, while it waits for one.
+    pub fn next_try(&self) -> Option<Duration> {
+        match &self.state {
+            State::Backoff { until, .. } => Some(until.since(now())),
+            State::Broken { next_try, .. } => Some(next_try.since(now())),
+            _ => None,
+        }
+    }
+}
+
+/// Why an instance cannot serve.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// It waits for its next try.
+    #[error("`{instance}` is {state}: {reason}; the next try is in {} ms", next_try.as_millis())]
+    Waiting {
+        /// The instance.
+        instance: InstanceId,
+        /// Its state.
+        state: &'static str,
+        /// What happened.
+        reason: String,
+        /// Until the next try.
+        next_try: Duration,
+    },
+    /// It is stopped, or failed for good.
+    #[error("`{instance}` is {state}{reason}; `ostler start {server}` starts it", server = instance.server)]
+    Down {
+        /// The instance.
+        instance: InstanceId,
+        /// Its state.
+        state: &'static str,
+        /// What happened, after a colon.
+        reason: String,
+    },
+    /// It did not become ready in time.
+    #[error("`{instance}` is still starting after {} ms; `ostler logs {instance}` may say why", waited.as_millis())]
+    Slow {
+        /// The instance.
+        instance: InstanceId,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The server does not serve this era.
+    #[error("server `{0}` does not serve {era} clients", era = .1.as_str())]
+    WrongEra(ostler_domain::ServerName, Era),
+    /// A limit of the daemon was reached.
+    #[error("{0}")]
+    Limit(String),
+}
+
+/// An instance, for its users.
+#[derive(Debug)]
+pub struct InstanceHandle {
+    /// Its name.
+    pub id: InstanceId,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The era it was created for; `None` until the first handshake finds it out.
+    pub wanted_era: Option<Era>,
+    /// The last lines of its streams.
+    pub log: Arc<Log>,
+    inbox: mpsc::Sender<Inbox>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    last_used_ms: AtomicU64,
+}
+
+impl InstanceHandle {
+    /// What it is like now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    /// Follows what it is like.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// The era it has, or was created for.
+    pub fn era(&self) -> Option<Era> {
+        self.snapshot.borrow().era.or(self.wanted_era)
+    }
+
+    /// Notes that it is used now; an idle one may be stopped.
+    pub fn touch(&self) {
+        self.last_used_ms.store(now_ms(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_used_ms(&self) -> u64 {
+        self.last_used_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sends a wish to the driver. A driver that is gone has nothing left to do.
+    pub(crate) async fn wish(&self, wish: Inbox) {
+        let _ = self.inbox.send(wish).await;
+    }
+
+    /// A person wants it started, and does not have to sit out a back-off.
+    pub(crate) async fn wish_start(&self) {
+        let event = match self.snapshot().state {
+            State::Backoff { .. } | State::Broken { .. } | State::Failed { .. } => {
+                Event::Restart { reason: "asked for by a person".to_owned() }
+            }
+            _ => Event::Start,
+        };
+        self.wish(Inbox::Wish(event)).await;
+    }
+
+    /// The connection of a serving instance, waiting for one that is on its way for up to `patience`.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason.
+    pub async fn connection(
+        &self,
+        patience: Duration,
+    ) -> Result<(Arc<Connection>, Arc<Snapshot>), Unavailable> {
+        self.touch();
+        let current = self.snapshot();
+        if let Some(connection) = &current.connection {
+            return Ok((Arc::clone(connection), current));
+        }
+        let mut watch = self.snapshot.clone();
+        let ready = async {
+            loop {
+                let snapshot = Arc::clone(&watch.borrow_and_update());
+                if let Some(verdict) = self.verdict(&snapshot, patience) {
+                    return verdict;
+                }
+                if watch.changed().await.is_err() {
+                    return Err(self.down(&snapshot));
+                }
+            }
+        };
+        match tokio::time::timeout(patience, ready).await {
+            Ok(result) => result,
+            Err(_) => Err(Unavailable::Slow { instance: self.id.clone(), waited: patience }),
+        }
+    }
+
+    /// Whether waiting on is of no use, and why.
+    fn verdict(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        patience: Duration,
+    ) -> Option<Result<(Arc<Connection>, Arc<Snapshot>), Unavailable>> {
+        if let Some(connection) = &snapshot.connection {
+            return Some(Ok((Arc::clone(connection), Arc::clone(snapshot))));
+        }
+        if let Some(era) = snapshot.wrong_era {
+            return Some(Err(Unavailable::WrongEra(self.id.server.clone(), era)));
+        }
+        if snapshot.removed {
+            return Some(Err(self.down(snapshot)));
+        }
+        match &snapshot.state {
+            State::Stopped if snapshot.generation == Generation::default() => None,
+            State::Stopped | State::Failed { .. } => Some(Err(self.down(snapshot))),
+            State::Backoff { .. } | State::Broken { .. } => {
+                let next_try = snapshot.next_try().unwrap_or_default();
+                (next_try > patience).then(|| {
+                    Err(Unavailable::Waiting {
+                        instance: self.id.clone(),
+                        state: snapshot.state.as_str(),
+                        reason: snapshot.reason().unwrap_or_default(),
+                        next_try,
+                    })
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn down(&self, snapshot: &Snapshot) -> Unavailable {
+        Unavailable::Down {
+            instance: self.id.clone(),
+            state: if snapshot.removed { "removed" } else { snapshot.state.as_str() },
+            reason: snapshot.reason().map(|reason| format!(": {reason}")).unwrap_or_default(),
+        }
+    }
+
+    /// Resolves with the first snapshot that `wanted` accepts, or the last one there will be.
+    pub async fn until(&self, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let mut watch = self.snapshot.clone();
+        loop {
+            let snapshot = Arc::clone(&watch.borrow_and_update());
+            if wanted(&snapshot) || snapshot.removed || watch.changed().await.is_err() {
+                return snapshot;
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! One configured server: what is known of it, and its instances.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ostler_domain::event::Happening;
+use ostler_domain::instance::{Event, State};
+use ostler_domain::{Era, InstanceId, ServerSpec, Traits};
+use ostler_mcp::version;
+use sha2::{Digest as _, Sha256};
+
+use crate::core::Core;
+use crate::instance::driver::{Creation, Driver, Inbox};
+use crate::instance::handshake::Need;
+use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::ledger::LedgerError;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Server {
+    /// Its definition.
+    pub spec: ServerSpec,
+    identity: String,
+    traits: Mutex<Traits>,
+    instances: Mutex<Vec<Arc<InstanceHandle>>>,
+    next_number: AtomicU32,
+    /// A person stopped it: clients do not start it again.
+    stopped: AtomicBool,
+    /// Instances of all servers together.
+    live: Arc<AtomicUsize>,
+}
+
+/// What a search for an instance came to.
+enum Found {
+    /// It serves the era.
+    Fitting(Arc<InstanceHandle>),
+    /// It may turn out to.
+    Undetermined(Arc<InstanceHandle>),
+    /// There was none; this one has yet to be started.
+    Created(Arc<InstanceHandle>),
+}
+
+impl Server {
+    pub(crate) fn new(spec: ServerSpec, traits: Traits, live: Arc<AtomicUsize>) -> Arc<Self> {
+        let identity = identity(&spec);
+        Arc::new(Self {
+            spec,
+            identity,
+            traits: Mutex::new(traits),
+            instances: Mutex::default(),
+            next_number: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
+            live,
+        })
+    }
+
+    /// The same, with what earlier daemons learnt about it.
+    pub(crate) async fn remembered(
+        core: &Arc<Core>,
+        spec: ServerSpec,
+        live: &Arc<AtomicUsize>,
+    ) -> Result<Arc<Self>, LedgerError> {
+        let traits = core.ledger.traits(identity(&spec)).await?.unwrap_or_default();
+        Ok(Self::new(spec, traits, Arc::clone(live)))
+    }
+
+    /// Keeps clients from starting new instances.
+    pub(crate) fn refuse(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// What was learnt by running it.
+    pub fn traits(&self) -> Traits {
+        *self.traits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its instances, in the order of their creation.
+    pub fn instances(&self) -> Vec<Arc<InstanceHandle>> {
+        self.lock().clone()
+    }
+
+    /// Whether a person stopped it.
+    pub fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// How long a caller waits for an instance to become ready: as long as a start may take.
+    pub fn patience(&self) -> Duration {
+        self.spec.deadlines.spawn + self.spec.deadlines.handshake
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<InstanceHandle>>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known of the server, and remembers it across restarts of the daemon.
+    pub(crate) fn learn(&self, core: &Arc<Core>, change: impl FnOnce(&mut Traits)) {
+        let traits = {
+            let mut traits = self.traits.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = *traits;
+            change(&mut traits);
+            if *traits == before {
+                return;
+            }
+            *traits
+        };
+        core.events.record(self.spec.name.as_str(), Happening::Learnt { what: describe(traits) });
+        let (ledger, identity) = (core.ledger.clone(), self.identity.clone());
+        tokio::spawn(async move {
+            if let Err(error) = ledger.remember(identity, traits).await {
+                tracing::warn!(%error, "what was learnt about a server could not be remembered");
+            }
+        });
+    }
+
+    /// An instance is over.
+    pub(crate) fn forget(&self, id: &InstanceId) {
+        let mut instances = self.lock();
+        let before = instances.len();
+        instances.retain(|handle| handle.id != *id);
+        self.live.fetch_sub(before - instances.len(), Ordering::Relaxed);
+    }
+
+    /// The instance for this owner in this era; created, and asked to start, where there is none. Two callers
+    /// at the same time get the same one.
+    ///
+    /// # Errors
+    /// When the server does not serve the era, a person stopped it, or `limits.processes` is reached.
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        owner: &Owner,
+        era: Era,
+        initialize: Option<Arc<str>>,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        loop {
+            let undetermined = match self.find_or_create(core, owner, era, initialize.clone())? {
+                Found::Fitting(handle) => return Ok(handle),
+                Found::Created(handle) => {
+                    handle.wish(Inbox::Wish(Event::Start)).await;
+                    return Ok(handle);
+                }
+                Found::Undetermined(handle) => handle,
+            };
+            let known = undetermined.until(|snapshot| {
+                snapshot.era.is_some()
+                    || snapshot.wrong_era.is_some()
+                    || matches!(snapshot.state, State::Backoff { .. } | State::Broken { .. } | State::Failed { .. })
+            });
+            let known = tokio::time::timeout(self.patience(), known).await;
+            if known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed) || undetermined.era().is_none() {
+                // It cannot say what it is: whoever asks for its connection is told why.
+                return Ok(undetermined);
+            }
+        }
+    }
+
+    fn find_or_create(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        owner: &Owner,
+        era: Era,
+        initialize: Option<Arc<str>>,
+    ) -> Result<Found, Unavailable> {
+        let mut instances = self.lock();
+        let of_use = |handle: &&Arc<InstanceHandle>| {
+            let snapshot = handle.snapshot();
+            handle.owner == *owner && !snapshot.removed && snapshot.wrong_era.is_none()
+        };
+        let mine = || instances.iter().filter(of_use);
+        if let Some(handle) = mine().find(|handle| handle.era() == Some(era)) {
+            return Ok(Found::Fitting(Arc::clone(handle)));
+        }
+        if let Some(handle) = mine().find(|handle| handle.era().is_none()) {
+            return Ok(Found::Undetermined(Arc::clone(handle)));
+        }
+        self.create(core, &mut instances, owner, Some(era), initialize).map(Found::Created)
+    }
+
+    /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have.
+    pub(crate) async fn start_eagerly(self: &Arc<Self>, core: &Arc<Core>, owner: &Owner) -> Result<(), Unavailable> {
+        let traits = self.traits();
+        let era = match (traits.legacy, traits.modern) {
+            (_, Some(false)) => Some(Era::Legacy),
+            (Some(false), _) => Some(Era::Modern),
+            _ => None,
+        };
+        let handle = {
+            let mut instances = self.lock();
+            match instances.iter().find(|handle| handle.owner == *owner) {
+                Some(handle) => Arc::clone(handle),
+                None => self.create(core, &mut instances, owner, era, None)?,
+            }
+        };
+        handle.wish(Inbox::Wish(Event::Start)).await;
+        Ok(())
+    }
+
+    fn create(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        instances: &mut Vec<Arc<InstanceHandle>>,
+        owner: &Owner,
+        era: Option<Era>,
+        initialize: Option<Arc<str>>,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        let traits = self.traits();
+        let refused = match era {
+            Some(Era::Legacy) => traits.legacy == Some(false),
+            Some(Era::Modern) => traits.modern == Some(false),
+            None => false,
+        };
+        if let Some(era) = era.filter(|_| refused) {
+            return Err(Unavailable::WrongEra(self.spec.name.clone(), era));
+        }
+        if self.stopped() {
+            return Err(Unavailable::Limit(format!(
+                "server `{name}` was stopped; `ostler start {name}` starts it",
+                name = self.spec.name
+            )));
+        }
+        let limit = core.config.limits.processes;
+        let free = |live: usize| (live < limit).then_some(live + 1);
+        if self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).is_err() {
+            core.events.count("limits.processes");
+            return Err(Unavailable::Limit(format!("{limit} instances exist already (limits.processes)")));
+        }
+        let params = initialize.unwrap_or_else(|| version::shared_initialize_params().into());
+        let (need, wanted_era) = match (era, traits.modern) {
+            (Some(Era::Legacy), _) => (Need::Legacy(params), era),
+            (Some(Era::Modern), Some(true)) => (Need::Modern, era),
+            // A modern client of a server nobody has met: it may turn out to be legacy, and then serves those.
+            (Some(Era::Modern) | None, _) => (Need::Either(params), None),
+        };
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let creation = Creation {
+            id: InstanceId { server: self.spec.name.clone(), number },
+            owner: owner.clone(),
+            wanted_era,
+            need,
+            on_demand: era.is_some(),
+        };
+        let handle = Driver::create(core, self, creation);
+        instances.push(Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    /// Lets clients start it again, and starts what there is of it.
+    pub(crate) async fn start(self: &Arc<Self>, core: &Arc<Core>, owner: Option<&Owner>) -> Result<(), Unavailable> {
+        self.stopped.store(false, Ordering::Relaxed);
+        for handle in self.instances() {
+            handle.wish_start().await;
+        }
+        match owner {
+            Some(owner) => self.start_eagerly(core, owner).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Stops every instance and keeps clients from starting new ones; returns when nothing of it runs.
+    pub(crate) async fn stop(&self, reason: &str) {
+        self.stopped.store(true, Ordering::Relaxed);
+        let handles = self.instances();
+        for handle in &handles {
+            handle.wish(Inbox::Wish(Event::Stop { reason: reason.to_owned() })).await;
+        }
+        for handle in handles {
+            handle.until(|snapshot| matches!(snapshot.state, State::Stopped)).await;
+        }
+    }
+}
+
+/// Names the program a server runs: what is learnt about one is true of the other with the same identity.
+fn identity(spec: &ServerSpec) -> String {
+    let launch = &spec.launch;
+    let mut hash = Sha256::new();
+    let mut add = |text: &str| {
+        hash.update(text.len().to_le_bytes());
+        hash.update(text);
+    };
+    add(&launch.command);
+    launch.args.iter().for_each(|arg| add(arg));
+    for (name, value) in &launch.env {
+        add(name);
+        add(value);
+    }
+    add(&launch.cwd.as_deref().map(|cwd| cwd.display().to_string()).unwrap_or_default());
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn describe(traits: Traits) -> String {
+    let era = |name: &str, known: Option<bool>| match known {
+        Some(true) => Some(format!("serves {name} clients")),
+        Some(false) => Some(format!("does not serve {name} clients")),
+        None => None,
+    };
+    let asks = traits.asks_back.then(|| "asks back, so calls of several sessions go one at a time".to_owned());
+    let parts: Vec<String> =
+        [era("legacy", traits.legacy), era("modern", traits.modern), asks].into_iter().flatten().collect();
+    parts.join("; ")
+}

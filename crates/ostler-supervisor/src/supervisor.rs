@@ -1,0 +1,365 @@
+//! The supervisor: all servers, all sessions, start-up and shutdown.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ostler_config::Config;
+use ostler_domain::event::Happening;
+use ostler_domain::instance::{Event, State};
+use ostler_domain::{Era, Generation, Scope, ServerName, StartMode};
+use ostler_mcp::version::InitializeResult;
+use ostler_os::Spawner;
+use ostler_store::TreeRecord;
+
+use crate::budget::Budget;
+use crate::core::Core;
+use crate::events::Events;
+use crate::instance::driver::Inbox;
+use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::ledger::{Ledger, LedgerError};
+use crate::server::Server;
+use crate::session::{Opening, Session, Sessions, handle_of};
+use crate::stream::Keep;
+
+/// How long everything may take to stop before the daemon ends all the same; the guards then kill what is left.
+pub const SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// Who calls, and for which project.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The principal.
+    pub principal: Arc<str>,
+    /// The project.
+    pub project: Arc<str>,
+}
+
+/// Why the supervisor could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory's store.
+    #[error("the store in the state directory cannot be used: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The kernel.
+    #[error("cannot read the boot id: {0}")]
+    BootId(#[source] std::io::Error),
+    /// The kernel.
+    #[error("cannot look for processes that an earlier daemon left: {0}")]
+    Reap(#[source] std::io::Error),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Supervisor {
+    core: Arc<Core>,
+    servers: Vec<Arc<Server>>,
+    sessions: Arc<Sessions>,
+    live: Arc<AtomicUsize>,
+}
+
+impl Supervisor {
+    /// Opens the store, ends what an earlier daemon left, and gets every server ready to be started.
+    ///
+    /// # Errors
+    /// When the store cannot be used, or `/proc` cannot be read.
+    pub async fn start(config: Arc<Config>, state_dir: &Path, spawner: Spawner) -> Result<Arc<Self>, StartError> {
+        let boot_id = ostler_os::boot::boot_id().map_err(StartError::BootId)?;
+        let (ledger, left) = Ledger::open(state_dir, boot_id)?;
+        let events = Arc::new(Events::default());
+        reap(&ledger, &events, left).await?;
+        let core = Arc::new(Core {
+            budget: Budget::new(config.gateway.body_memory),
+            config: Arc::clone(&config),
+            spawner,
+            ledger,
+            events,
+        });
+        let live = Arc::new(AtomicUsize::new(0));
+        let mut servers = Vec::with_capacity(config.servers.len());
+        for spec in &config.servers {
+            servers.push(Server::remembered(&core, spec.clone(), &live).await?);
+        }
+        let keep = Keep { events: config.gateway.replay_events, bytes: config.gateway.replay_bytes };
+        let sessions = Arc::new(Sessions::new(config.limits.sessions, config.sessions.idle, keep));
+        tokio::spawn({
+            let (sessions, events) = (Arc::clone(&sessions), Arc::clone(&core.events));
+            async move {
+                let told = |session: &Session| {
+                    let reason = format!("silent for {} s (sessions.idle)", sessions.idle().as_secs());
+                    events.record(&session.handle, Happening::SessionEnded { reason });
+                };
+                sessions.end_idle(told).await;
+            }
+        });
+        Ok(Arc::new(Self { core, servers, sessions, live }))
+    }
+
+    /// Starts every server that does not wait for a client, on behalf of `caller`.
+    pub async fn start_eager(&self, caller: &Caller) {
+        for server in &self.servers {
+            let Some(owner) = eager_owner(server, caller) else { continue };
+            if let Err(error) = server.start_eagerly(&self.core, &owner).await {
+                let what = format!("starting `{}`", server.spec.name);
+                self.core.events.record(server.spec.name.as_str(), Happening::Refused { what, why: error.to_string() });
+            }
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// The event log.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.core.events
+    }
+
+    /// The bytes that bodies may hold.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.core.budget
+    }
+
+    /// The table of sessions.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
+    /// All servers, in the order of the configuration.
+    pub fn servers(&self) -> &[Arc<Server>] {
+        &self.servers
+    }
+
+    /// Instances that exist now.
+    pub fn live_instances(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// The server with this name.
+    pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
+        self.servers.iter().find(|server| server.spec.name.as_str() == name)
+    }
+
+    /// The name that is most like `name`, for an error.
+    pub fn names(&self) -> impl Iterator<Item = &ServerName> {
+        self.servers.iter().map(|server| &server.spec.name)
+    }
+
+    /// The instance with this name.
+    pub fn instance(&self, id: &str) -> Option<Arc<InstanceHandle>> {
+        self.servers.iter().flat_map(|server| server.instances()).find(|handle| handle.id.to_string() == id)
+    }
+
+    /// Whether every required server serves, or would on demand.
+    pub fn ready(&self) -> bool {
+        let serves = |handle: &Arc<InstanceHandle>| handle.snapshot().state.serves();
+        self.servers.iter().filter(|server| server.spec.required).all(|server| {
+            let instances = server.instances();
+            instances.iter().any(serves)
+                || (instances.is_empty() && !server.stopped() && starts_on_demand(server))
+        })
+    }
+
+    /// Opens a legacy session: finds or starts its instance and waits until that is ready.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason; nothing is left behind then.
+    pub async fn open_session(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+        initialize: &str,
+    ) -> Result<(Arc<Session>, Arc<InitializeResult>), Unavailable> {
+        let Some(place) = self.sessions.reserve() else {
+            self.core.events.count("limits.sessions");
+            return Err(Unavailable::Limit(format!(
+                "{} sessions exist already (limits.sessions)",
+                self.sessions.limit()
+            )));
+        };
+        let key = self.sessions.next_key();
+        let (owner, params) = match server.spec.scope {
+            Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
+            _ => (shared_owner(server, caller), None),
+        };
+        let instance = server.acquire(&self.core, &owner, Era::Legacy, params).await?;
+        // A client that vanishes while its instance starts leaves nothing behind.
+        let abandoned = Abandoned(Some(Arc::clone(&instance)));
+        let (connection, snapshot) = instance.connection(server.patience()).await?;
+        abandoned.keep();
+        let Some(initialized) = snapshot.initialized.clone() else {
+            return Err(Unavailable::WrongEra(server.spec.name.clone(), Era::Legacy));
+        };
+        let (version, client) = ostler_mcp::version::initialize_request_info(initialize.as_bytes());
+        let version = initialized.version_for(version.as_deref().unwrap_or_default()).to_owned();
+        let opening = Opening { key, principal: Arc::clone(&caller.principal), client, version, instance };
+        let session = self.sessions.open(place, opening);
+        drop(connection);
+        session.connection(server.patience()).await?;
+        let client = session.client.clone().unwrap_or_else(|| "an unnamed client".to_owned());
+        self.core.events.record(&session.handle, Happening::SessionStarted { client });
+        Ok((session, initialized))
+    }
+
+    /// The instance for a modern request.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason.
+    pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Arc<InstanceHandle>, Unavailable> {
+        let owner = shared_owner(server, caller);
+        server.acquire(&self.core, &owner, Era::Modern, None).await
+    }
+
+    /// Ends a session by its secret.
+    pub async fn end_session(&self, session: &Session, reason: &str) -> bool {
+        let ended = self.sessions.end(&session.id).await;
+        if ended {
+            let reason = reason.to_owned();
+            self.core.events.record(&session.handle, Happening::SessionEnded { reason });
+        }
+        ended
+    }
+
+    /// Starts a server: a shared instance where its scope has one. Returns when it serves or will not soon.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when it may not be started.
+    pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
+        let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
+        server.start(&self.core, owner.as_ref()).await?;
+        for handle in server.instances() {
+            until_started(&handle, server.patience()).await;
+        }
+        Ok(())
+    }
+
+    /// Stops a server; returns when nothing of it runs.
+    pub async fn stop_server(&self, server: &Server) {
+        server.stop("asked for by a person").await;
+    }
+
+    /// Starts one instance; returns when it serves or will not soon.
+    pub async fn start_instance(&self, handle: &InstanceHandle) {
+        let before = handle.snapshot().generation;
+        handle.wish_start().await;
+        handle.until(|snapshot| snapshot.generation > before || snapshot.state.serves()).await;
+        until_started(handle, Duration::from_secs(90)).await;
+    }
+
+    /// Stops one instance; returns when nothing of it runs.
+    pub async fn stop_instance(&self, handle: &InstanceHandle) {
+        handle.wish(Inbox::Wish(Event::Stop { reason: "asked for by a person".to_owned() })).await;
+        handle.until(|snapshot| matches!(snapshot.state, State::Stopped)).await;
+    }
+
+    /// Restarts one instance; returns when the new process serves or will not soon.
+    pub async fn restart_instance(&self, handle: &InstanceHandle) {
+        let before = handle.snapshot().generation;
+        handle.wish(Inbox::Wish(Event::Restart { reason: "asked for by a person".to_owned() })).await;
+        handle.until(|snapshot| snapshot.generation > before).await;
+        until_started(handle, Duration::from_secs(90)).await;
+    }
+
+    /// Stops everything; returns when nothing runs, or after [`SHUTDOWN`]. True when nothing runs.
+    pub async fn shutdown(&self, reason: &str) -> bool {
+        let stopping = async {
+            let mut handles = Vec::new();
+            for server in &self.servers {
+                server.refuse();
+                handles.extend(server.instances());
+            }
+            for handle in &handles {
+                handle.wish(Inbox::Remove(reason.to_owned())).await;
+            }
+            for handle in handles {
+                handle.until(|snapshot| snapshot.removed).await;
+            }
+        };
+        tokio::time::timeout(SHUTDOWN, stopping).await.is_ok()
+    }
+}
+
+async fn until_started(handle: &InstanceHandle, patience: Duration) {
+    let started = handle.until(|snapshot| {
+        snapshot.state.serves()
+            || (snapshot.state.is_empty() && snapshot.generation != Generation::default())
+    });
+    let _ = tokio::time::timeout(patience, started).await;
+}
+
+/// Ends an instance that was started for one session when the client is gone before it was ready.
+struct Abandoned(Option<Arc<InstanceHandle>>);
+
+impl Abandoned {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        let exclusive = |handle: &Arc<InstanceHandle>| matches!(handle.owner, Owner::Session(_));
+        if let Some(handle) = self.0.take().filter(exclusive) {
+            tokio::spawn(async move {
+                handle.wish(Inbox::Remove("its client vanished before it was ready".to_owned())).await;
+            });
+        }
+    }
+}
+
+fn starts_on_demand(server: &Server) -> bool {
+    server.spec.start == StartMode::OnDemand || matches!(server.spec.scope, Scope::Session | Scope::Project)
+}
+
+/// Whose instance may be started before any client asks.
+fn eager_owner(server: &Server, caller: &Caller) -> Option<Owner> {
+    (!starts_on_demand(server)).then(|| shared_owner(server, caller))
+}
+
+/// Whose instance serves a caller that has no instance of its own.
+fn shared_owner(server: &Server, caller: &Caller) -> Owner {
+    match server.spec.scope {
+        Scope::Shared => Owner::All,
+        // A modern request has no session: it counts as its principal's.
+        Scope::Principal | Scope::Session => Owner::Principal(Arc::clone(&caller.principal)),
+        Scope::Project => Owner::Project(Arc::clone(&caller.project)),
+    }
+}
+
+/// Ends the trees that an earlier daemon left, and forgets those that are gone.
+async fn reap(ledger: &Ledger, events: &Events, left: Vec<TreeRecord>) -> Result<(), StartError> {
+    if left.is_empty() {
+        return Ok(());
+    }
+    let records: Vec<ostler_os::reap::TreeRecord> = left.iter().map(convert).collect();
+    let report = tokio::task::spawn_blocking(move || ostler_os::reap::reap(&records))
+        .await
+        .map_err(|error| StartError::Reap(std::io::Error::other(error)))?
+        .map_err(StartError::Reap)?;
+    if !report.killed.is_empty() || !report.remaining.is_empty() {
+        let killed: Vec<u32> = report.killed.iter().map(|(pid, _)| pid.unsigned_abs()).collect();
+        tracing::warn!(?killed, remaining = ?report.remaining, "an earlier daemon left processes");
+        for pid in killed {
+            events.record("daemon", Happening::OrphanReaped { pid, evidence: "the ledger of an earlier daemon".to_owned() });
+        }
+    }
+    if report.remaining.is_empty() {
+        for record in left {
+            ledger.remove(record.mark).await?;
+        }
+    }
+    Ok(())
+}
+
+fn convert(record: &TreeRecord) -> ostler_os::reap::TreeRecord {
+    let pid = |key: &ostler_store::ProcessKey| key.pid.cast_signed();
+    ostler_os::reap::TreeRecord {
+        mark: record.mark.clone(),
+        guard_pid: record.guard.as_ref().map_or(0, pid),
+        guard_start: record.guard.map_or(0, |guard| guard.start),
+        leader_pid: record.leader.as_ref().map(pid),
+        leader_start: record.leader.map(|leader| leader.start),
+        boot_id: record.boot_id.clone(),
+    }
+}

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Every test: the workspace's own, then the official conformance suite and real MCP clients against
+# the binary. Installs what it needs first. Each step has a time limit; all steps run even if one
+# fails. The last line is `N passed, M failed`; the exit status is 0 when M is 0.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+cd "$ROOT"
+
+# Limits in seconds. A cold build takes most of the first on two cores; the others take a minute or two.
+CARGO_LIMIT_S=1200 BUILD_LIMIT_S=600 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420
+
+passed=0 failed=0 running=
+logs=$(mktemp -d)
+# Ends the step that is running, by its process group, and nothing else.
+clean_up() {
+  if [ -n "$running" ]; then
+    kill -TERM -- "-$running" 2>/dev/null || true
+    wait "$running" 2>/dev/null || true
+  fi
+  rm -rf "$logs"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# run_step NAME LIMIT_S COMMAND...: shows the output as it comes, keeps it in $logs/NAME, gives the exit status.
+run_step() {
+  local name=$1 limit=$2 status=0 follower
+  shift 2
+  say "$name"
+  : >"$logs/$name"
+  set -m                                   # a process group of its own, with signals as they are by default
+  timeout -k 20 "$limit" "$@" >"$logs/$name" 2>&1 </dev/null &
+  running=$!
+  set +m
+  # In the background, because bash acts on a signal only between foreground commands; it ends with the step.
+  tail -n +1 -s 0.2 -f --pid="$running" "$logs/$name" &
+  follower=$!
+  wait "$running" || status=$?
+  running=
+  wait "$follower" || true
+  if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then say "$name: stopped after its limit of $limit s"; fi
+  return "$status"
+}
+
+# add NAME STATUS PASSED FAILED: adds a step to the total. A step that ended badly, or that counted nothing, has failed.
+add() {
+  local name=$1 status=$2 good=${3:-0} bad=${4:-0}
+  if [ "$bad" -eq 0 ] && { [ "$status" -ne 0 ] || [ "$good" -eq 0 ]; }; then bad=1; fi
+  passed=$((passed + good))
+  failed=$((failed + bad))
+  summary+=("$(printf '%-14s %5d passed, %d failed' "$name" "$good" "$bad")")
+}
+summary=()
+
+# sum_of FILE PATTERN: the sum of the first group of an extended regular expression over all lines.
+sum_of() { sed -nE "s/.*$2.*/\1/p" "$1" | awk '{ total += $1 } END { print total + 0 }'; }
+
+cargo_step() {
+  local name=$1 status=0
+  shift
+  run_step "$name" "$CARGO_LIMIT_S" "$@" || status=$?
+  add "$name" "$status" "$(sum_of "$logs/$name" '^test result: .* ([0-9]+) passed;')" "$(sum_of "$logs/$name" '^test result: .* ([0-9]+) failed;')"
+}
+
+# A step whose last line is its own `N passed, M failed`.
+counted_step() {
+  local name=$1 status=0 last
+  shift
+  run_step "$name" "$@" || status=$?
+  last=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/$name" | tail -n 1) || last='0 passed, 1 failed'
+  add "$name" "$status" "$(cut -d' ' -f1 <<<"$last")" "$(cut -d' ' -f3 <<<"$last")"
+}
+
+node_step() {
+  local name=$1 status=0
+  shift
+  run_step "$name" "$UNIT_LIMIT_S" "$@" || status=$?
+  add "$name" "$status" "$(sum_of "$logs/$name" '^# pass ([0-9]+)')" "$(sum_of "$logs/$name" '^# fail ([0-9]+)')"
+}
+
+need_rust
+"$ROOT/scripts/setup-test-deps.sh"
+ensure_node 22 19
+
+# `cargo test` rather than nextest: it runs the documentation's examples too.
+cargo_step cargo-test cargo test --workspace --locked --no-fail-fast
+node_step harness node --test --test-reporter=tap tests/conformance/verdicts.test.mjs
+
+if run_step build "$BUILD_LIMIT_S" cargo build --workspace --locked --bin ostler; then
+  OSTLER_BIN=$(target_dir)/debug/ostler
+  export OSTLER_BIN
+  counted_step conformance "$CONFORMANCE_LIMIT_S" node tests/conformance/run.mjs
+  counted_step clients "$CLIENTS_LIMIT_S" node tests/clients/run.mjs
+else
+  add build 1 0 1
+fi
+
+say "summary"
+printf '%s\n' "${summary[@]}"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
