@@ -256,6 +256,7 @@ mod tests {
         ));
         assert!(check("{}", &[]));
         assert!(check(r#"{"region":null}"#, &[]));
+        assert!(!check(r#"{"deep":{"n":9007199254740993}}"#, &[("mcp-param-n", "9007199254740992")]));
         assert!(!check(r#"{"region":"eu"}"#, &[]));
         assert!(!check(r#"{"region":"eu"}"#, &[("mcp-param-region", "us")]));
         assert!(!check("{}", &[("mcp-param-region", "us")]));

@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub const MAX_ROUNDS: u32 = 64;
 
 /// The longest environment looked at. The kernel allows 6 MiB for arguments and environment together.
 const MAX_ENVIRON_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How many threads of a process without a readable environment are asked for one. Kernel threads have neither.
+const MAX_THREADS_ASKED: usize = 16;
 
 /// What is written down of a tree, so that a later daemon can end it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -199,22 +203,33 @@ impl Wanted {
             }
             let in_session =
                 sessions.iter().any(|&(sid, start)| process.session == sid && process.start_time >= start);
-            if in_session || self.leaders.contains(&process.id()) || self.marked(process.pid, &mut environ) {
+            if in_session || self.leaders.contains(&process.id()) || self.marked(process, &mut environ) {
                 into.push(*process);
             }
         }
     }
 
-    fn marked(&self, pid: i32, environ: &mut Vec<u8>) -> bool {
+    fn marked(&self, process: &Process, environ: &mut Vec<u8>) -> bool {
         if self.marks.is_empty() {
             return false;
         }
-        environ.clear();
-        // Not readable: gone, or another user's, whom we could not signal either.
-        let read = File::open(format!("/proc/{pid}/environ"))
-            .and_then(|file| file.take(MAX_ENVIRON_BYTES).read_to_end(environ));
-        read.is_ok() && has_entry(environ, &self.marks)
+        let pid = process.pid;
+        if read_environ(format!("/proc/{pid}/environ"), environ) {
+            return has_entry(environ, &self.marks);
+        }
+        // Its first thread has ended while others run: these still show the environment.
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        threads.take(MAX_THREADS_ASKED).any(|thread| {
+            read_environ(thread.path().join("environ"), environ) && has_entry(environ, &self.marks)
+        })
     }
+}
+
+/// Whether there was something to read. Not readable means gone, or another user's, whom we could not signal.
+fn read_environ(path: impl AsRef<Path>, into: &mut Vec<u8>) -> bool {
+    into.clear();
+    let read = File::open(path).and_then(|file| file.take(MAX_ENVIRON_BYTES).read_to_end(into));
+    read.is_ok_and(|length| length > 0)
 }
 
 fn has_entry(environ: &[u8], wanted: &HashSet<Vec<u8>>) -> bool {

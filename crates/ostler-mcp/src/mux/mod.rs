@@ -409,7 +409,7 @@ impl<S> Mux<S> {
 
     /// Lets waiting calls go where the process may have them now.
     fn admit(&mut self, now_ms: u64, out: &mut Vec<Out<S>>) {
-        while !self.waiting.is_empty() && !(self.serial() && self.in_flight > 0) {
+        while self.in_flight == 0 || !self.serial() {
             let Some(waiting) = self.waiting.pop_front() else { return };
             out.push(Out::Write(self.register(waiting.request, now_ms)));
         }

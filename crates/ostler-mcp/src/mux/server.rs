@@ -111,7 +111,7 @@ impl<S> Mux<S> {
                 // A modern change notification belongs to a subscription and says so.
                 self.drop_notification(envelope, "it names no subscription", out);
             }
-            _ => self.to_owner(line, envelope, out),
+            _ => self.pass_to_owner(line, envelope, out),
         }
     }
 
@@ -211,10 +211,10 @@ impl<S> Mux<S> {
         if !self.alone() && rank.zip(wanted).is_some_and(|(rank, wanted)| rank < wanted) {
             return;
         }
-        self.to_owner(line, envelope, out);
+        self.pass_to_owner(line, envelope, out);
     }
 
-    fn to_owner(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
+    fn pass_to_owner(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
         let message = Message::from(unpinned(line.clone()));
         match self.owner() {
             Owner::Call(ticket) => match self.calls.get(&ticket).and_then(|call| call.session) {

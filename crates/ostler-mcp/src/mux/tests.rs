@@ -6,6 +6,7 @@
 
 mod model;
 mod table;
+mod texts;
 
 use bytes::Bytes;
 use ostler_domain::{Concurrency, Era};
@@ -15,7 +16,6 @@ use proptest::test_runner::TestCaseError;
 use self::model::World;
 use super::*;
 use crate::envelope::Envelope;
-use crate::message::SHARE_FROM;
 
 /// How the process of a run is shared.
 fn settings(era: Era, exclusive: bool, concurrency: Concurrency, asks_back: bool) -> Settings {

@@ -157,15 +157,22 @@ async fn asking_without_end_leaves_room_for_the_kill() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_whose_first_thread_ended_is_not_taken_for_dead() {
     let mark = TestMark::new();
-    let mut tree = super::spawn(&mark, super::testbed(), &["zombie-leader"]);
+    // Below a shell and in its own session, where only a look at the tree finds it.
+    let program = super::testbed().to_str().expect("text").to_owned();
+    let script = r#""$0" zombie-leader & wait"#;
+    let mut tree = super::spawn(&mark, "sh", &["-c", script, &program]);
     let (leader, _) = started(&mut tree.events).await;
-    see(&mark, "the first thread's end", |_| {
-        let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).expect("there");
-        stat.contains(") Z ")
-    })
-    .await;
+    let find = || {
+        let scan = ostler_os::tree::Scan::take().expect("/proc");
+        scan.children(leader).find(|child| child.state == b'Z' && child.session == child.pid).copied()
+    };
+    see(&mark, "the first thread's end", |_| find().is_some()).await;
+    let half_dead = find().expect("just seen");
+    assert_eq!(half_dead.threads, 2);
     tree.control.kill();
-    let events = until_empty(&mut tree.events).await;
-    assert_eq!(events, [GuardEvent::LeaderExited(Exit::Signal(9))]);
+    until_empty(&mut tree.events).await;
+    assert!(
+        ostler_os::tree::read(half_dead.pid).expect("/proc").is_none_or(|now| now.id() != half_dead.id())
+    );
     assert!(!super::is_alive((tree.guard_pid, tree.guard_start)));
 }

@@ -113,3 +113,21 @@ fn a_number_that_belongs_to_somebody_else_now_is_left_alone() {
     stranger.kill().expect("ours");
     stranger.wait().expect("ours");
 }
+
+#[test]
+fn a_marked_process_whose_first_thread_ended_is_found() {
+    let mark = ostler_os::Mark::random();
+    let mut command = std::process::Command::new(super::testbed());
+    command.arg("zombie-leader").env("OSTLER_INSTANCE", mark.to_string());
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("starts");
+    let pid = child.id().cast_signed();
+    let unused = TestMark::new();
+    let half_dead =
+        |_: &[Marked]| tree::read(pid).expect("/proc").is_some_and(|process| process.state == b'Z');
+    unused.wait_for(DEADLINE, half_dead).expect("the first thread's end");
+    let found = reap::find_marked(&[mark]).expect("/proc");
+    child.kill().expect("ours");
+    child.wait().expect("ours");
+    assert_eq!(found.iter().map(|process| process.pid).collect::<Vec<_>>(), [pid]);
+    assert_eq!(reap::find_marked(&[mark]).expect("/proc"), []);
+}

@@ -77,6 +77,8 @@ fn fds() {
 /// Its first thread ends, another lives on: the process then looks like a zombie.
 #[expect(unsafe_code, reason = "the standard library cannot end the first thread alone")]
 fn zombie_leader() {
+    // Out of the server's process group, unless it is the server itself.
+    let _ = rustix::process::setsid();
     std::thread::spawn(|| {
         loop {
             std::thread::park();

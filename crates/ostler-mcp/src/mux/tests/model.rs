@@ -2,25 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::texts::*;
 use super::*;
-
-/// Ids and tokens that every session uses alike: each is another one to a reader that keeps them exactly.
-const KEYS: [&str; 14] = [
-    "1",
-    "\"1\"",
-    "1.0",
-    "1.5",
-    "1e3",
-    "1000",
-    "-0",
-    "1180591620717411303424",
-    "\"a\\\"\\\\b\"",
-    "\"\\u00e9\"",
-    "\"é😀\"",
-    "\"\"",
-    "2",
-    "30064771073",
-];
 
 /// Where the answer of a call goes in these tests.
 type Sink = u64;
@@ -134,9 +117,7 @@ impl World {
             What::Answer => self.answer(step.a, step.b, &mut out),
             What::StrayAnswer => self.stray_answer(step.b, &mut out),
             What::Progress => self.progress(step.a, step.b, &mut out),
-            What::Cancel | What::CancelForeign if !self.modern() => {
-                self.cancel(key, step, &mut out)
-            }
+            What::Cancel | What::CancelForeign if !self.modern() => self.cancel(key, step, &mut out),
             What::HangUp => self.hang_up(step.a, &mut out),
             What::Ask => self.ask(KEYS[step.b % KEYS.len()], key_or_none(step.c), &mut out),
             What::TakeBack => self.take_back(step.a, &mut out),
@@ -169,9 +150,13 @@ impl World {
         for turn in 0.. {
             prop_assert!(turn < 1_000, "calls never end: {:?}", self.calls);
             let due = match ending {
-                0 => self.fail_all(&mut out),
-                1 if self.calls.iter().any(|call| call.phase != Phase::Waiting) => self.answer(turn, turn, &mut out),
-                2 if self.calls.iter().any(|call| call.kind == CallKind::Listen) => self.end_listen(0, &mut out),
+                0 if !(self.calls.is_empty() && self.asks.is_empty()) => self.fail_all(&mut out),
+                1 if self.calls.iter().any(|call| call.phase != Phase::Waiting) => {
+                    self.answer(turn, turn, &mut out)
+                }
+                2 if self.calls.iter().any(|call| call.kind == CallKind::Listen) => {
+                    self.end_listen(0, &mut out)
+                }
                 _ => match self.mux.next_expiry_ms() {
                     Some(at) => self.time(at.saturating_sub(self.now).max(1), &mut out),
                     None => break,
@@ -216,7 +201,8 @@ impl World {
         let open = |call: &&ModelCall| call.phase != Phase::Lingering && call.kind == CallKind::Call;
         prop_assert_eq!(self.mux.open_calls(), self.calls.iter().filter(open).count());
         prop_assert_eq!(self.mux.attached(), self.attached().len());
-        let due = self.calls.iter().map(|call| self.due(call)).chain(self.asks.iter().map(|ask| ask.asked + 5_000));
+        let due =
+            self.calls.iter().map(|call| self.due(call)).chain(self.asks.iter().map(|ask| ask.asked + 5_000));
         if let Some(due) = due.min().filter(|due| *due != u64::MAX) {
             prop_assert!(self.mux.next_expiry_ms().is_some_and(|at| at <= due), "a clock that nobody hears");
         }
@@ -285,7 +271,7 @@ impl World {
     /// Lets waiting calls start as the rules allow.
     fn admit(&mut self) -> Vec<Said> {
         let mut due = Vec::new();
-        while !(self.serial() && !self.in_flight().is_empty()) {
+        while !self.serial() || self.in_flight().is_empty() {
             let now = self.now;
             let Some(call) = self.calls.iter_mut().find(|call| call.phase == Phase::Waiting) else { break };
             (call.phase, call.started, call.active) = (Phase::Running, now, now);
@@ -317,7 +303,7 @@ impl World {
         let body = Bytes::from(text(id, token));
         let envelope = Envelope::parse(&body).unwrap();
         let session = (!self.modern()).then_some(session);
-        let logs = self.modern() && how % 4 == 0;
+        let logs = self.modern() && how.is_multiple_of(4);
         let request = Request {
             ticket,
             session,
@@ -337,20 +323,34 @@ impl World {
         if session.is_some_and(|session| !self.attached().contains(&session)) {
             return vec![refused(rpc::CALL_CANCELLED)];
         }
-        let open = |call: &ModelCall| call.session == session && call.phase != Phase::Lingering && call.id == id;
+        let open =
+            |call: &ModelCall| call.session == session && call.phase != Phase::Lingering && call.id == id;
         if session.is_some() && self.calls.iter().any(open) {
             return vec![refused(rpc::INVALID_REQUEST)];
         }
         let now = self.now;
         let phase = if kind == CallKind::Listen { Phase::Running } else { Phase::Waiting };
-        let call = ModelCall { ticket, session, id, token, kind, logs, phase, wire: wire.clone(), since: now, started: now, active: now };
+        let call = ModelCall {
+            ticket,
+            session,
+            id,
+            token,
+            kind,
+            logs,
+            phase,
+            wire: wire.clone(),
+            since: now,
+            started: now,
+            active: now,
+        };
         self.calls.push(call);
         if kind == CallKind::Listen { vec![Said::Write(wire)] } else { self.admit() }
     }
 
     /// The process answers one of the calls it was given, in whatever order.
     fn answer(&mut self, which: usize, how: usize, out: &mut Vec<Out<Sink>>) -> Vec<Said> {
-        let given: Vec<usize> = (0..self.calls.len()).filter(|i| self.calls[*i].phase != Phase::Waiting).collect();
+        let given: Vec<usize> =
+            (0..self.calls.len()).filter(|i| self.calls[*i].phase != Phase::Waiting).collect();
         let Some(at) = pick(&given, which) else { return Vec::new() };
         let call = self.calls.remove(at);
         let serial = self.serial;
@@ -372,7 +372,8 @@ impl World {
     }
 
     fn progress(&mut self, which: usize, how: usize, out: &mut Vec<Out<Sink>>) -> Vec<Said> {
-        let given: Vec<usize> = (0..self.calls.len()).filter(|i| self.calls[*i].phase != Phase::Waiting).collect();
+        let given: Vec<usize> =
+            (0..self.calls.len()).filter(|i| self.calls[*i].phase != Phase::Waiting).collect();
         let Some(at) = pick(&given, which) else { return Vec::new() };
         let (now, serial) = (self.now, self.serial);
         let text = |token: &str| progress_text(how % 2, token, serial);
@@ -445,7 +446,7 @@ impl World {
 
     /// The process sends a request of its own.
     fn ask(&mut self, id: &'static str, token: Option<&'static str>, out: &mut Vec<Out<Sink>>) -> Vec<Said> {
-        let how = usize::from(self.serial % 2 == 0);
+        let how = usize::from(self.serial.is_multiple_of(2));
         let text = |id: &str, token: Option<&str>, serial| request_text(how, id, token, serial);
         let serial = self.serial;
         self.line(text(id, token, serial), out);
@@ -474,7 +475,9 @@ impl World {
     fn take_back(&mut self, which: usize, out: &mut Vec<Out<Sink>>) -> Vec<Said> {
         let serial = self.serial;
         let text = |id: &str| {
-            format!(r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"n":{serial}}}}}"#)
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"n":{serial}}}}}"#
+            )
         };
         if self.asks.is_empty() {
             self.line(text("\"never\""), out);
@@ -520,15 +523,24 @@ impl World {
         which: usize,
         out: &mut Vec<Out<Sink>>,
     ) -> Result<Vec<Said>, TestCaseError> {
-        let known = self.asks.get(which % self.asks.len().max(1)).map_or(self.last_reverse, |ask| ask.reverse);
+        let known =
+            self.asks.get(which % self.asks.len().max(1)).map_or(self.last_reverse, |ask| ask.reverse);
         let next = self.last_reverse + 1;
-        let forged =
-            [format!("\"{known}\""), format!("{known}.0"), format!("{known}e0"), next.to_string(), "1".to_owned()];
+        let forged = [
+            format!("\"{known}\""),
+            format!("{known}.0"),
+            format!("{known}e0"),
+            next.to_string(),
+            "1".to_owned(),
+        ];
         let id = &forged[which % forged.len()];
         let body = Bytes::from(answer_text(0, id, false, self.serial));
         prop_assert_eq!(self.mux.answer(by, &body, &Envelope::parse(&body).unwrap(), out), Err(NotWaiting));
         let body = Bytes::from(progress_text(0, id, self.serial));
-        prop_assert_eq!(self.mux.notification(by, &body, &Envelope::parse(&body).unwrap(), out), Err(NotWaiting));
+        prop_assert_eq!(
+            self.mux.notification(by, &body, &Envelope::parse(&body).unwrap(), out),
+            Err(NotWaiting)
+        );
         Ok(Vec::new())
     }
 
@@ -539,7 +551,7 @@ impl World {
         out: &mut Vec<Out<Sink>>,
     ) -> Result<Vec<Said>, TestCaseError> {
         let Some(ask) = self.asks.get(which % self.asks.len().max(1)).cloned() else { return Ok(Vec::new()) };
-        let by = if which % 2 == 0 { ask.session } else { self.slots[slot % self.slots.len()].0 };
+        let by = if which.is_multiple_of(2) { ask.session } else { self.slots[slot % self.slots.len()].0 };
         let body = Bytes::from(progress_text(0, &ask.reverse.to_string(), self.serial));
         let result = self.mux.notification(by, &body, &Envelope::parse(&body).unwrap(), out);
         let token = ask.token.filter(|_| by == ask.session);
@@ -549,7 +561,8 @@ impl World {
 
     /// The process says something that names nobody.
     fn notify(&mut self, method: &str, params: &str, out: &mut Vec<Out<Sink>>) -> Vec<Said> {
-        let text = format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":{params},"n":{}}}"#, self.serial);
+        let text =
+            format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":{params},"n":{}}}"#, self.serial);
         self.line(text.clone(), out);
         match self.owner().filter(|_| !self.modern()) {
             Some(owner) => vec![self.deliver(owner, text, None)],
@@ -562,7 +575,10 @@ impl World {
         if !self.modern() {
             return self.notify("notifications/message", params, out);
         }
-        let text = format!(r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{params},"n":{}}}"#, self.serial);
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{params},"n":{}}}"#,
+            self.serial
+        );
         self.line(text.clone(), out);
         let asked: Vec<Ticket> = self.calls.iter().filter(|call| call.logs).map(|call| call.ticket).collect();
         match asked.as_slice() {
@@ -583,7 +599,8 @@ impl World {
             )
         };
         // A subscription that is none: unknown, or a call of another kind.
-        let other = self.calls.iter().find(|call| call.kind == CallKind::Call).map_or(999_999, |call| call.ticket);
+        let other =
+            self.calls.iter().find(|call| call.kind == CallKind::Call).map_or(999_999, |call| call.ticket);
         let Some(at) = pick(&self.listens(), which) else {
             self.line(text(&other.to_string()), out);
             return vec![Said::Stray];
@@ -598,7 +615,9 @@ impl World {
         let call = self.calls.remove(at);
         let ticket = call.ticket;
         self.line(
-            format!(r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{ticket}}}}}"#),
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{ticket}}}}}"#
+            ),
             out,
         );
         let id = call.id;
@@ -671,11 +690,6 @@ fn pick(from: &[usize], which: usize) -> Option<usize> {
     from.get(which % from.len().max(1)).copied()
 }
 
-/// A progress token for most messages, none for some.
-fn key_or_none(which: usize) -> Option<&'static str> {
-    (which % 5 != 0).then(|| KEYS[which % KEYS.len()])
-}
-
 /// Reads one thing the mux said; what it says in its own words counts by its code alone.
 fn said_by(out: Out<Sink>) -> Said {
     let text = |message: &Message| String::from_utf8(message.to_bytes().to_vec()).unwrap();
@@ -713,58 +727,5 @@ fn said_by(out: Out<Sink>) -> Said {
             Note::LimitReached(_) => Said::Limit,
             Note::Rubbish(line) => panic!("not rubbish: {line:?}"),
         },
-    }
-}
-
-/// The code of the errors that the model's process answers with.
-const SERVER_CODE: i64 = 77;
-
-/// A request in one of several shapes: the id first or last, names escaped, white space, a body that is large
-/// enough to be shared instead of copied.
-fn request_text(shape: usize, id: &str, token: Option<&str>, serial: u64) -> String {
-    let meta = token.map(|token| format!(r#""_meta":{{"progressToken":{token},"x":{serial}}},"#)).unwrap_or_default();
-    match shape {
-        0 => format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{{meta}"name":"t","n":{serial}}}}}"#),
-        1 => {
-            let meta = token
-                .map(|token| format!(r#""\u005fmeta" : {{ "progress\u0054oken" : {token} }} , "#))
-                .unwrap_or_default();
-            format!(
-                "{{ \"params\" : {{ {meta}\"id\":1,\"n\":{serial} }},\t\"method\":\"tools\\/call\",\"jsonrpc\":\"2.0\",\"\\u0069d\" : {id} }} "
-            )
-        }
-        _ => {
-            let pad = "é".repeat(SHARE_FROM / 2);
-            format!(r#"{{"method":"tools/call","id":{id},"params":{{"pad":"{pad}",{meta}"n":{serial}}},"jsonrpc":"2.0"}}"#)
-        }
-    }
-}
-
-fn answer_text(shape: usize, id: &str, subscription: bool, serial: u64) -> String {
-    let meta = match subscription {
-        true => format!(r#""_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}},"#),
-        false => String::new(),
-    };
-    match shape {
-        0 => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{{meta}"n":{serial}}}}}"#),
-        1 => format!(r#"{{"result":{{{meta}"id":1,"n":{serial}}}, "\u0069d" : {id} ,"jsonrpc":"2.0"}}"#),
-        2 => format!(
-            r#"{{"jsonrpc":"2.0","error":{{"code":{SERVER_CODE},"message":"{serial}","data":{{"id":1}}}},"id":{id}}}"#
-        ),
-        _ => {
-            let pad = "x".repeat(SHARE_FROM);
-            format!(r#"{{"jsonrpc":"2.0","result":{{"pad":"{pad}",{meta}"n":{serial}}},"id":{id}}}"#)
-        }
-    }
-}
-
-fn progress_text(shape: usize, token: &str, serial: u64) -> String {
-    match shape {
-        0 => format!(
-            r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token},"progress":{serial}}}}}"#
-        ),
-        _ => format!(
-            r#"{{"params":{{"progress":{serial},"_meta":{{"progressToken":1}},"progressToken" : {token}}},"method":"notifications/progress","jsonrpc":"2.0"}}"#
-        ),
     }
 }

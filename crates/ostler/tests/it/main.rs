@@ -1,0 +1,9 @@
+//! The whole daemon, as its users meet it: real processes, real sockets, directories of the test's own.
+
+mod bad_input;
+mod cli;
+mod crash;
+mod crosstalk;
+mod floors;
+mod orphans;
+mod support;
