@@ -9,15 +9,21 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use ostler_mcp::{SHARE_FROM, rpc};
 use ostler_supervisor::Budget;
+use tokio::time::Instant;
 
 use crate::reply::Refusal;
+
+/// The slowest a body may come on average, in bytes a second. A client that sends a byte now and then is never
+/// silent, and would else hold its connection for ever.
+const SLOWEST: u64 = 1024;
 
 /// The bounds of a body.
 #[derive(Clone, Debug)]
 pub struct Bounds {
     /// Most bytes (`gateway.max_body`).
     pub max: usize,
-    /// Longest silence while it arrives (`gateway.body_timeout`).
+    /// Longest silence while it arrives (`gateway.body_timeout`); it may fall behind [`SLOWEST`] by twice
+    /// as long.
     pub silence: Duration,
     /// The bytes that bodies may hold together (`gateway.body_memory`).
     pub budget: Arc<Budget>,
@@ -40,7 +46,10 @@ pub async fn read(headers: &HeaderMap, mut body: Incoming, bounds: &Bounds) -> R
     let mut account = Account { bounds, held: Vec::new(), bytes: 0 };
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
-    while let Some(chunk) = next_chunk(&mut body, bounds.silence).await? {
+    let started = Instant::now();
+    loop {
+        let received = first.len() + rest.len();
+        let Some(chunk) = next_chunk(&mut body, bounds.silence, started, received as u64).await? else { break };
         let length = first.len() + rest.len() + chunk.len();
         if length > bounds.max {
             return Err(too_large());
@@ -62,12 +71,20 @@ pub async fn read(headers: &HeaderMap, mut body: Incoming, bounds: &Bounds) -> R
     Ok(account.hold(body))
 }
 
-async fn next_chunk(body: &mut Incoming, silence: Duration) -> Result<Option<Bytes>, Refusal> {
+async fn next_chunk(
+    body: &mut Incoming,
+    silence: Duration,
+    started: Instant,
+    received: u64,
+) -> Result<Option<Bytes>, Refusal> {
+    // Twice, so that a body that does not come at all is called silent.
+    let too_slow = started + 2 * silence + Duration::from_millis(received * 1000 / SLOWEST);
+    let silent = Instant::now() + silence;
     loop {
         if body.is_end_stream() {
             return Ok(None);
         }
-        let frame = match tokio::time::timeout(silence, body.frame()).await {
+        let frame = match tokio::time::timeout_at(silent.min(too_slow), body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => {
@@ -75,7 +92,11 @@ async fn next_chunk(body: &mut Incoming, silence: Duration) -> Result<Option<Byt
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::PARSE_ERROR, message));
             }
             Err(_) => {
-                let message = format!("nothing of the body came for {silence:?} (gateway.body_timeout)");
+                let message = if silent <= too_slow {
+                    format!("nothing of the body came for {silence:?} (gateway.body_timeout)")
+                } else {
+                    format!("the body comes at less than {SLOWEST} bytes a second (gateway.body_timeout)")
+                };
                 return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, rpc::LIMIT_REACHED, message));
             }
         };

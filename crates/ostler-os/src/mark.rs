@@ -1,5 +1,10 @@
-//! The mark of an instance: 128 random bits that its processes inherit in their environment, so that they can be
-//! found again when every process that knew their pids is gone.
+//! The mark of an instance: 128 random bits that its processes inherit, so that they can be found again when
+//! every process that knew their pids is gone.
+//!
+//! They carry it twice. In their environment, as a whole; and, as many servers start others with an environment of
+//! its own choice, 63 bits of it as their soft limit of file locks. Linux has not enforced that limit since 2.4.25
+//! (setrlimit(2)), it is unlimited everywhere, and neither a new environment, nor a new session, nor closed
+//! files, nor another program take it away.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +30,11 @@ impl Mark {
         let mut bytes = [0_u8; 16];
         getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
         Self(u128::from_be_bytes(bytes))
+    }
+
+    /// The soft `RLIMIT_LOCKS` of a marked process: 63 bits, so never "unlimited".
+    pub(crate) fn limit(self) -> u64 {
+        u64::try_from(self.0 & u128::from(u64::MAX >> 1)).unwrap_or_default()
     }
 
     /// The entry as it stands in the environment of a marked process: `OSTLER_INSTANCE=<mark>`.
@@ -75,6 +85,12 @@ mod tests {
             assert_eq!(text.parse::<Mark>(), Err(InvalidMark(text.to_owned())), "{text}");
         }
         assert!("0000000000000000000000000000000A".parse::<Mark>().is_err(), "upper case");
+    }
+
+    #[test]
+    fn a_limit_is_never_unlimited() {
+        assert_eq!(Mark(u128::MAX).limit(), u64::MAX >> 1);
+        assert_eq!(Mark(1 << 63 | 7).limit(), 7);
     }
 
     #[test]

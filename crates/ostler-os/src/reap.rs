@@ -1,14 +1,14 @@
 //! The reaper: at its start a daemon ends what an earlier daemon left, from the trees that one had recorded.
 //!
 //! A process belongs to a recorded tree when
-//! * it carries the tree's mark in its environment, or
+//! * it carries the tree's mark in its environment, or as a resource limit (see [`crate::mark`]), or
 //! * it is the recorded guard or leader: same pid, same start time, same boot, or
 //! * it is below one of these, or in the leader's session while the leader's number is nobody else's.
 //!
 //! Never by name. Everything found is stopped first, then looked for again, and killed only when no more is
 //! found, so that nobody is lost by losing its parent; and all that is repeated until nothing is found.
-//! What a process that cleared its environment, left its session and lost all its ancestors is, cannot be told
-//! from outside: only a cgroup could.
+//! What a process that cleared its environment, changed that limit, left its session and lost all its ancestors
+//! is, cannot be told from outside: only a cgroup could.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -83,10 +83,8 @@ pub fn reap(records: &[TreeRecord]) -> io::Result<ReapReport> {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn find_marked(marks: &[Mark]) -> io::Result<Vec<Process>> {
-    let wanted = Wanted {
-        marks: marks.iter().map(|mark| mark.environ_entry().into_bytes()).collect(),
-        ..Wanted::default()
-    };
+    let mut wanted = Wanted::default();
+    marks.iter().for_each(|mark| wanted.add(*mark));
     let scan = Scan::take()?;
     let mut found = Vec::new();
     let spared = spared(&scan);
@@ -97,9 +95,10 @@ pub fn find_marked(marks: &[Mark]) -> io::Result<Vec<Process>> {
 
 /// Ends all processes that carry this mark: after a sweep there are none, unless orphans went elsewhere.
 pub(crate) fn kill_marked(mark: Mark) {
-    let marks = HashSet::from([mark.environ_entry().into_bytes()]);
+    let mut wanted = Wanted::default();
+    wanted.add(mark);
     let mut report = ReapReport::default();
-    if let Err(error) = end(&Wanted { marks, ..Wanted::default() }, &mut report) {
+    if let Err(error) = end(&wanted, &mut report) {
         tracing::warn!(%error, %mark, "cannot look for marked processes of a dead guard");
     }
     if !report.killed.is_empty() {
@@ -140,6 +139,8 @@ fn end(wanted: &Wanted, report: &mut ReapReport) -> io::Result<()> {
 struct Wanted {
     /// Whole entries of an environment: `OSTLER_INSTANCE=<mark>`.
     marks: HashSet<Vec<u8>>,
+    /// The same marks as soft limits of file locks.
+    limits: HashSet<u64>,
     /// Guards: pid and start time.
     guards: Vec<(i32, u64)>,
     /// Leaders: pid and start time.
@@ -151,7 +152,7 @@ impl Wanted {
         let mut wanted = Self::default();
         for record in records {
             match record.mark.parse::<Mark>() {
-                Ok(mark) => drop(wanted.marks.insert(mark.environ_entry().into_bytes())),
+                Ok(mark) => wanted.add(mark),
                 Err(error) => tracing::warn!(%error, "a recorded tree is looked for by its pids only"),
             }
             if record.guard_pid > 0 {
@@ -162,6 +163,11 @@ impl Wanted {
             }
         }
         wanted
+    }
+
+    fn add(&mut self, mark: Mark) {
+        self.marks.insert(mark.environ_entry().into_bytes());
+        self.limits.insert(mark.limit());
     }
 
     /// Everything to kill now. A guard comes only when it is alone: as long as it lives, what loses its parent
@@ -214,6 +220,9 @@ impl Wanted {
             return false;
         }
         let pid = process.pid;
+        if read_limit(pid).is_some_and(|limit| self.limits.contains(&limit)) {
+            return true;
+        }
         if read_environ(format!("/proc/{pid}/environ"), environ) {
             return has_entry(environ, &self.marks);
         }
@@ -230,6 +239,13 @@ fn read_environ(path: impl AsRef<Path>, into: &mut Vec<u8>) -> bool {
     into.clear();
     let read = File::open(path).and_then(|file| file.take(MAX_ENVIRON_BYTES).read_to_end(into));
     read.is_ok_and(|length| length > 0)
+}
+
+/// The soft limit of file locks (proc_pid_limits(5)); `None` when it is unlimited, or there is nothing to read.
+fn read_limit(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max file locks"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn has_entry(environ: &[u8], wanted: &HashSet<Vec<u8>>) -> bool {

@@ -37,8 +37,6 @@ enum Found {
     Fitting(Arc<InstanceHandle>),
     /// It may turn out to.
     Undetermined(Arc<InstanceHandle>),
-    /// There was none; this one has yet to be started.
-    Created(Arc<InstanceHandle>),
 }
 
 impl Server {
@@ -137,18 +135,16 @@ impl Server {
         loop {
             let undetermined = match self.find_or_create(core, owner, era, initialize.clone())? {
                 Found::Fitting(handle) => return Ok(handle),
-                Found::Created(handle) => {
-                    handle.wish(Inbox::Wish(Event::Start)).await;
-                    return Ok(handle);
-                }
                 Found::Undetermined(handle) => handle,
             };
+            let waiting = undetermined.wait_for_it();
             let known = undetermined.until(|snapshot| {
                 snapshot.era.is_some()
                     || snapshot.wrong_era.is_some()
                     || matches!(snapshot.state, State::Backoff { .. } | State::Broken { .. } | State::Failed { .. })
             });
             let known = tokio::time::timeout(self.patience(), known).await;
+            drop(waiting);
             if known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed) || undetermined.era().is_none() {
                 // It cannot say what it is: whoever asks for its connection is told why.
                 return Ok(undetermined);
@@ -175,7 +171,8 @@ impl Server {
         if let Some(handle) = mine().find(|handle| handle.era().is_none()) {
             return Ok(Found::Undetermined(Arc::clone(handle)));
         }
-        self.create(core, &mut instances, owner, Some(era), initialize).map(Found::Created)
+        // It is what the caller asked for, or whoever asks for its connection is told what it turned out to be.
+        self.create(core, &mut instances, owner, Some(era), initialize).map(Found::Fitting)
     }
 
     /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have.
@@ -186,14 +183,17 @@ impl Server {
             (Some(false), _) => Some(Era::Modern),
             _ => None,
         };
-        let handle = {
+        let there_is = {
             let mut instances = self.lock();
-            match instances.iter().find(|handle| handle.owner == *owner) {
-                Some(handle) => Arc::clone(handle),
-                None => self.create(core, &mut instances, owner, era, None)?,
+            let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
+            if mine.is_none() {
+                self.create(core, &mut instances, owner, era, None)?;
             }
+            mine
         };
-        handle.wish(Inbox::Wish(Event::Start)).await;
+        if let Some(handle) = there_is {
+            handle.wish(Inbox::Wish(Event::Start)).await;
+        }
         Ok(())
     }
 
@@ -263,10 +263,10 @@ impl Server {
         self.stopped.store(true, Ordering::Relaxed);
         let handles = self.instances();
         for handle in &handles {
-            handle.wish(Inbox::Wish(Event::Stop { reason: reason.to_owned() })).await;
+            handle.wish_stop(reason).await;
         }
         for handle in handles {
-            handle.until(|snapshot| matches!(snapshot.state, State::Stopped)).await;
+            handle.stopped().await;
         }
     }
 }

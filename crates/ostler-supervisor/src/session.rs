@@ -13,7 +13,7 @@ use crate::clock::now_ms;
 use crate::connection::Connection;
 use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Owner, Unavailable};
-use crate::stream::{Keep, ReplayStream};
+use crate::stream::{Keep, Presence, ReplayStream};
 
 /// Ended call streams kept for a client that lost the end of one.
 const ENDED_STREAMS: usize = 16;
@@ -44,6 +44,7 @@ pub struct Session {
     /// Messages that belong to none of its calls.
     pub outbox: Arc<ReplayStream>,
     keep: Keep,
+    presence: Arc<Presence>,
     last_ms: AtomicU64,
     busy: AtomicU32,
     calls: AtomicU32,
@@ -136,7 +137,7 @@ impl Session {
 
     /// A new stream for the messages of one call, and its number.
     pub fn open_stream(&self) -> (u64, Arc<ReplayStream>) {
-        let stream = Arc::new(ReplayStream::new(self.keep));
+        let stream = Arc::new(ReplayStream::of(self.keep, Arc::clone(&self.presence)));
         let mut streams = self.lock();
         streams.next += 1;
         let number = streams.next;
@@ -181,21 +182,13 @@ impl Session {
     async fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.outbox.end();
-        let open: Vec<Arc<ReplayStream>> = {
-            let mut streams = self.lock();
-            streams.ended.clear();
-            streams.open.drain().map(|(_, stream)| stream).collect()
-        };
-        open.iter().for_each(|stream| stream.end());
-        match self.instance.owner {
-            Owner::Session(_) => {
-                self.instance.wish(Inbox::Remove("its session ended".to_owned())).await;
-            }
-            _ => {
-                if let Some(connection) = &self.instance.snapshot().connection {
-                    connection.detach(self.key).await;
-                }
-            }
+        self.lock().ended.clear();
+        // This ends its calls with an error, and with each its stream.
+        if let Some(connection) = &self.instance.snapshot().connection {
+            connection.detach(self.key).await;
+        }
+        if let Owner::Session(_) = self.instance.owner {
+            self.instance.wish(Inbox::Remove("its session ended".to_owned())).await;
         }
     }
 }
@@ -286,6 +279,7 @@ impl Sessions {
 
     /// Adds a session in the place taken for it.
     pub fn open(&self, place: Place<'_>, opening: Opening) -> Arc<Session> {
+        let presence = Arc::<Presence>::default();
         let session = Arc::new(Session {
             key: opening.key,
             id: format!("{:032x}", crate::random::bits128()).into(),
@@ -296,8 +290,9 @@ impl Sessions {
             version: opening.version,
             instance: opening.instance,
             created_ms: now_ms(),
-            outbox: Arc::new(ReplayStream::new(self.keep)),
+            outbox: Arc::new(ReplayStream::of(self.keep, Arc::clone(&presence))),
             keep: self.keep,
+            presence,
             last_ms: now_ms().into(),
             busy: AtomicU32::new(0),
             calls: AtomicU32::new(0),

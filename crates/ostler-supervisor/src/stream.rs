@@ -2,10 +2,11 @@
 //! no longer ask for it again.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ostler_mcp::Message;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// How much of a stream is kept for a client that comes back.
 #[derive(Clone, Copy, Debug)]
@@ -31,10 +32,50 @@ struct Inner {
     dropped: u64,
 }
 
+/// Whether a client reads any of the streams that share this.
+#[derive(Debug)]
+pub struct Presence(Mutex<Readers>);
+
+#[derive(Debug)]
+struct Readers {
+    count: usize,
+    /// When the last of them left; at first, when there was none yet.
+    left: Instant,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self(Mutex::new(Readers { count: 0, left: Instant::now() }))
+    }
+}
+
+impl Presence {
+    /// Since when nobody has read any of the streams; `None` while somebody does.
+    pub fn absent_since(&self) -> Option<Instant> {
+        let readers = self.lock();
+        (readers.count == 0).then_some(readers.left)
+    }
+
+    fn enter(&self) {
+        self.lock().count += 1;
+    }
+
+    fn leave(&self) {
+        let mut readers = self.lock();
+        readers.count -= 1;
+        readers.left = Instant::now();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Readers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct ReplayStream {
     keep: Keep,
+    presence: Arc<Presence>,
     inner: Mutex<Inner>,
     changed: Notify,
 }
@@ -53,7 +94,17 @@ pub enum Next {
 impl ReplayStream {
     /// An empty stream.
     pub fn new(keep: Keep) -> Self {
-        Self { keep, inner: Mutex::default(), changed: Notify::new() }
+        Self::of(keep, Arc::default())
+    }
+
+    /// An empty stream of the client whose presence this is.
+    pub fn of(keep: Keep, presence: Arc<Presence>) -> Self {
+        Self { keep, presence, inner: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// Whether its client reads this stream or another of its own.
+    pub fn presence(&self) -> &Presence {
+        &self.presence
     }
 
     /// Appends a message. The oldest ones are dropped when the bounds are reached.
@@ -102,28 +153,29 @@ impl ReplayStream {
 
     /// A reader starts after the message with this number and replaces an earlier reader. `None` when what it
     /// asks for was dropped already or never sent.
-    pub fn read_after(self: &std::sync::Arc<Self>, number: u64) -> Option<Reader> {
-        let mut inner = self.lock();
+    pub fn read_after(self: &Arc<Self>, number: u64) -> Option<Reader> {
+        let inner = self.lock();
         let oldest = inner.kept.front().map_or(inner.last + 1, |(first, _)| *first);
         if number > inner.last || number + 1 < oldest {
             return None;
         }
-        inner.reader += 1;
-        inner.connected = true;
-        let reader = Reader { stream: std::sync::Arc::clone(self), at: number, me: inner.reader };
-        drop(inner);
-        self.changed.notify_waiters();
-        Some(reader)
+        Some(self.reader(inner, number))
     }
 
     /// A reader starts with the first message that no reader has taken, or the oldest one kept after it.
-    pub fn read(self: &std::sync::Arc<Self>) -> Reader {
-        let mut inner = self.lock();
-        inner.reader += 1;
-        inner.connected = true;
+    pub fn read(self: &Arc<Self>) -> Reader {
+        let inner = self.lock();
         let oldest = inner.kept.front().map_or(inner.last, |(first, _)| first - 1);
         let at = oldest.max(inner.taken);
-        let reader = Reader { stream: std::sync::Arc::clone(self), at, me: inner.reader };
+        self.reader(inner, at)
+    }
+
+    fn reader(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, at: u64) -> Reader {
+        inner.reader += 1;
+        if !std::mem::replace(&mut inner.connected, true) {
+            self.presence.enter();
+        }
+        let reader = Reader { stream: Arc::clone(self), at, me: inner.reader };
         drop(inner);
         self.changed.notify_waiters();
         reader
@@ -137,7 +189,7 @@ impl ReplayStream {
 /// The one reader of a stream.
 #[derive(Debug)]
 pub struct Reader {
-    stream: std::sync::Arc<ReplayStream>,
+    stream: Arc<ReplayStream>,
     at: u64,
     me: u64,
 }
@@ -150,7 +202,7 @@ impl Reader {
 
     /// Waits for the next message. Cancel-safe.
     pub async fn next(&mut self) -> Next {
-        let stream = std::sync::Arc::clone(&self.stream);
+        let stream = Arc::clone(&self.stream);
         let mut changed = std::pin::pin!(stream.changed.notified());
         loop {
             changed.as_mut().enable();
@@ -186,14 +238,13 @@ impl Drop for Reader {
         let mut inner = self.stream.lock();
         if inner.reader == self.me {
             inner.connected = false;
+            self.stream.presence.leave();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn message(text: &str) -> Message {
@@ -224,6 +275,23 @@ mod tests {
         assert_eq!(texts(&mut second).await, ["b", "c"]);
         drop(second);
         assert!(!stream.connected());
+    }
+
+    #[tokio::test]
+    async fn a_client_is_present_while_it_reads_any_of_its_streams() {
+        let presence = Arc::new(Presence::default());
+        let keep = Keep { events: 10, bytes: 1000 };
+        let [one, other] = [(); 2].map(|()| Arc::new(ReplayStream::of(keep, Arc::clone(&presence))));
+        assert!(one.presence().absent_since().is_some());
+        let first = one.read();
+        let second = one.read_after(0).unwrap();
+        let third = other.read();
+        drop(first);
+        drop(second);
+        assert!(one.presence().absent_since().is_none(), "the other stream is read");
+        let before = Instant::now();
+        drop(third);
+        assert!(one.presence().absent_since().is_some_and(|since| since >= before));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ostler_config::Config;
 use ostler_domain::event::Happening;
-use ostler_domain::instance::{Event, State};
+use ostler_domain::instance::Event;
 use ostler_domain::{Era, Generation, Scope, ServerName, StartMode};
 use ostler_mcp::version::InitializeResult;
 use ostler_os::Spawner;
@@ -249,8 +249,8 @@ impl Supervisor {
 
     /// Stops one instance; returns when nothing of it runs.
     pub async fn stop_instance(&self, handle: &InstanceHandle) {
-        handle.wish(Inbox::Wish(Event::Stop { reason: "asked for by a person".to_owned() })).await;
-        handle.until(|snapshot| matches!(snapshot.state, State::Stopped)).await;
+        handle.wish_stop("asked for by a person").await;
+        handle.stopped().await;
     }
 
     /// Restarts one instance; returns when the new process serves or will not soon.

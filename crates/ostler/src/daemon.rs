@@ -45,6 +45,7 @@ enum UpError {
 pub(crate) fn up(global: &Global, args: &UpArgs) -> Exit {
     let Some(config) = load(&args.files) else { return Exit::Usage };
     start_logging();
+    ostler_os::own::give_back_large_memory();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = match runtime {

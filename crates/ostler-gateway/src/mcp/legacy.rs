@@ -149,7 +149,7 @@ fn request(
         session: Some(session.key),
         client_id: body.slice(id.clone()),
         client_token: token.clone().map(|span| body.slice(span)),
-        kind: CallKind::Call,
+        kind: CallKind::of(&envelope.method),
         special: special(envelope),
         wants_log: false,
         wire: super::with_ticket(body, id, token, text.as_bytes()),

@@ -124,7 +124,7 @@ fn request(ticket: Ticket, body: &Bytes, envelope: &Envelope, sink: CallSink) ->
         session: None,
         client_id: body.slice(id.clone()),
         client_token: token.clone().map(|span| body.slice(span)),
-        kind: if &*envelope.method == "subscriptions/listen" { CallKind::Listen } else { CallKind::Call },
+        kind: CallKind::of(&envelope.method),
         special: None,
         wants_log: envelope.inner.meta.log_level,
         wire: super::with_ticket(body, id, token, text.as_bytes()),

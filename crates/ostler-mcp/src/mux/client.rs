@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::{CallKind, Mux, Note, Out, Request, ReverseId, Session, SessionKey, Special, Ticket, Waiting};
+use super::{Mux, Note, Out, Request, ReverseId, Session, SessionKey, Special, Ticket, Waiting};
 use super::{finish_error, severity};
 use crate::envelope::{Envelope, Kind};
 use crate::message::{Message, unpinned};
@@ -22,7 +22,7 @@ impl<S> Mux<S> {
         let Self { sessions, calls, .. } = self;
         sessions.entry(session).or_insert_with(|| {
             // A session that comes back may have left calls behind.
-            let left = |call: &&super::Call<S>| call.session == Some(session) && call.kind == CallKind::Call;
+            let left = |call: &&super::Call<S>| call.session == Some(session) && call.kind.is_call();
             Session { in_flight: calls.values().filter(left).count(), ..Session::default() }
         });
     }
@@ -101,7 +101,7 @@ impl<S> Mux<S> {
             self.by_client.insert(key, request.ticket);
         }
         let Some(request) = self.answer_here(request, out) else { return };
-        if request.kind == CallKind::Call && self.serial() && (self.in_flight > 0 || !self.waiting.is_empty())
+        if request.kind.is_call() && self.serial() && (self.in_flight > 0 || !self.waiting.is_empty())
         {
             self.wake_at(now_ms.saturating_add(self.settings.call_max_ms));
             self.waiting.push_back(Waiting { since_ms: now_ms, request });
@@ -243,6 +243,11 @@ impl<S> Mux<S> {
 
     fn owned_reverse(&self, session: SessionKey, id: &[u8]) -> Option<&super::Reverse> {
         self.reverse.get(&reverse_id(id)?).filter(|reverse| reverse.session == session)
+    }
+
+    /// The requests of the process that wait for a session's answer, and that session.
+    pub fn asked(&self) -> impl Iterator<Item = (ReverseId, SessionKey)> + '_ {
+        self.reverse.iter().map(|(id, reverse)| (*id, reverse.session))
     }
 
     /// A request of the process did not reach its session, or will not be answered by it.

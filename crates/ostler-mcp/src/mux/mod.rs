@@ -71,10 +71,32 @@ pub struct Settings {
 pub enum CallKind {
     /// A client's request.
     Call,
+    /// A client's request of a kind that is answered from what the server knows (lists, completions): no server
+    /// asks back for it, so it does not linger when its client gives up.
+    Quiet,
     /// `subscriptions/listen`: it is answered when it ends, so no clock runs against it.
     Listen,
     /// A request of the gateway itself (handshake, probe); it has no session.
     Internal,
+}
+
+impl CallKind {
+    /// The kind of a client's request with this method.
+    pub fn of(method: &str) -> Self {
+        match method {
+            "subscriptions/listen" => Self::Listen,
+            "ping" | "tools/list" | "prompts/list" | "resources/list" | "resources/templates/list"
+            | "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "completion/complete" => {
+                Self::Quiet
+            }
+            _ => Self::Call,
+        }
+    }
+
+    /// Whether it is a client's request that is answered in its time.
+    fn is_call(self) -> bool {
+        matches!(self, Self::Call | Self::Quiet)
+    }
 }
 
 /// A request on its way to the process.
@@ -159,6 +181,9 @@ pub enum Note {
     Rubbish(Bytes),
     /// An answer, progress or cancellation for something that is not running.
     Stray(&'static str),
+    /// A request or notification of a process that no session uses: as it starts, a server may ask for roots or
+    /// tell of its tools, and there is nobody to hear it.
+    Unheard,
     /// The server sends requests of its own: to be remembered.
     AsksBack,
     /// A request of the process had no certain owner and was refused.
@@ -249,7 +274,7 @@ pub struct Mux<S> {
 
 impl<S> Mux<S> {
     /// How long a call that its client gave up still counts as possibly running, in milliseconds.
-    pub const LINGER_MS: u64 = 60_000;
+    pub const LINGER_MS: u64 = 15_000;
     /// Most requests of the process that may wait for answers of clients.
     pub const MAX_REVERSE: usize = 256;
     /// Most resource subscriptions kept for a process.
@@ -316,7 +341,7 @@ impl<S> Mux<S> {
     }
 
     fn register(&mut self, request: Request<S>, now_ms: u64) -> Message {
-        if request.kind == CallKind::Call {
+        if request.kind.is_call() {
             self.in_flight += 1;
             if let Some(session) = request.session.and_then(|session| self.sessions.get_mut(&session)) {
                 session.in_flight += 1;
@@ -351,7 +376,7 @@ impl<S> Mux<S> {
     /// Forgets a call; the caller ends its sink.
     fn remove(&mut self, ticket: Ticket) -> Option<Call<S>> {
         let call = self.calls.remove(&ticket)?;
-        if call.kind == CallKind::Call {
+        if call.kind.is_call() {
             self.in_flight -= 1;
             self.lingering -= usize::from(call.sink.is_none());
             if let Some(session) = call.session.and_then(|session| self.sessions.get_mut(&session)) {
@@ -381,7 +406,7 @@ impl<S> Mux<S> {
         let Some(sink) = call.sink.take() else { return };
         call.active_ms = now_ms;
         let (client_id, session, kind) = (call.client_id.clone(), call.session, call.kind);
-        self.lingering += usize::from(kind == CallKind::Call);
+        self.lingering += usize::from(kind.is_call());
         self.not_open(ticket, session, &client_id);
         out.push(Out::Write(rpc::cancelled(&ticket.to_string(), reason)));
         out.push(finish_error(sink, &client_id, code, reason));

@@ -60,6 +60,13 @@ impl<S> Mux<S> {
             self.refuse(envelope, &server_id, "a modern server asks through its results", out);
             return;
         }
+        if self.sessions.is_empty() {
+            // It asks for nobody's call, so nothing is learnt of how it asks.
+            let text = format!("`{}` cannot be passed on: no session is attached", envelope.method);
+            out.push(Out::Write(rpc::error(Some(&server_id), rpc::METHOD_NOT_FOUND, &text)));
+            out.push(Out::Note(Note::Unheard));
+            return;
+        }
         if !self.settings.asks_back {
             self.settings.asks_back = true;
             out.push(Out::Note(Note::AsksBack));
@@ -230,7 +237,12 @@ impl<S> Mux<S> {
     }
 
     fn drop_notification(&mut self, envelope: &Envelope, reason: &'static str, out: &mut Vec<Out<S>>) {
-        out.push(Out::Note(Note::NotificationDropped { method: envelope.method.clone(), reason }));
+        let unheard = self.settings.era == Era::Legacy && self.sessions.is_empty();
+        out.push(Out::Note(if unheard {
+            Note::Unheard
+        } else {
+            Note::NotificationDropped { method: envelope.method.clone(), reason }
+        }));
     }
 
     fn deliver(
@@ -268,7 +280,7 @@ impl<S> Mux<S> {
     }
 
     fn only_call(&self) -> Owner {
-        let call = self.calls.iter().find(|(_, call)| call.kind == CallKind::Call);
+        let call = self.calls.iter().find(|(_, call)| call.kind.is_call());
         match call {
             Some((ticket, call)) if call.sink.is_some() => Owner::Call(*ticket),
             _ => Owner::Unknown("its call was cancelled"),

@@ -16,6 +16,7 @@
 //!
 //! One thread, one poll over two descriptors: the control socket (standard input) and a signalfd for SIGCHLD.
 
+mod shrink;
 mod start;
 
 use std::fmt::Display;
@@ -78,6 +79,7 @@ fn run() -> io::Result<()> {
         &control,
         &Report::Started { pid: leader.pid.as_raw_nonzero().get(), start_time: leader.start_time },
     );
+    shrink::shrink();
     Guard {
         control: Some(control),
         signals,

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::Access;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
+use crate::mark::{MARK_VARIABLE, Mark};
 use crate::tree;
 use crate::wire::Spec;
 
@@ -91,9 +92,10 @@ pub(super) fn launch(spec: &Spec, [stdin, stdout, stderr]: [OwnedFd; 3]) -> Resu
         command.current_dir(cwd);
     }
     let guard = rustix::process::getpid();
+    let locks = mark_of(spec).map(locks_limit);
     // SAFETY: `become_leader` only makes system calls that are async-signal-safe; it allocates only for an error
     // it returns from an `errno`, which does not allocate.
-    unsafe { command.pre_exec(move || become_leader(guard)) };
+    unsafe { command.pre_exec(move || become_leader(guard, locks.clone())) };
     let child = command.spawn().map_err(|error| explain(&program, &error))?;
     let pid = Pid::from_child(&child);
     // Not reaped yet, so its entry is there even if it has ended.
@@ -112,13 +114,27 @@ pub(super) fn launch(spec: &Spec, [stdin, stdout, stderr]: [OwnedFd; 3]) -> Resu
     }
 }
 
+fn mark_of(spec: &Spec) -> Option<Mark> {
+    let (_, value) = spec.env.iter().find(|(name, _)| name == MARK_VARIABLE)?;
+    value.to_str()?.parse().ok()
+}
+
+/// The mark as a limit, for what clears its environment. The hard limit stays as it is.
+fn locks_limit(mark: Mark) -> Rlimit {
+    Rlimit { current: Some(mark.limit()), ..rustix::process::getrlimit(Resource::Locks) }
+}
+
 /// Between fork and exec, in the child.
-fn become_leader(guard: Pid) -> io::Result<()> {
+fn become_leader(guard: Pid, locks: Option<Rlimit>) -> io::Result<()> {
     rustix::process::setsid()?;
     // Set before looking at the parent: a guard that dies in between is seen by one of the two.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid() != Some(guard) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    if let Some(locks) = locks {
+        // It fails below a lower hard limit: then the environment has to do.
+        let _ = rustix::process::setrlimit(Resource::Locks, locks);
     }
     reset_dispositions();
     set_mask(&[])?;

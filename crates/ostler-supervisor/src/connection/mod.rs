@@ -109,6 +109,8 @@ pub enum News {
     AsksBack,
     /// The server closed its output: no answer can come any more.
     OutputClosed,
+    /// The server closed its input: no request can reach it any more.
+    InputClosed,
 }
 
 /// A connection, as its users hold it. Dropping the last handle does not end it; the driver does.
@@ -329,6 +331,7 @@ fn counter(note: &Note) -> String {
     match note {
         Note::Rubbish(_) => "stdout_rubbish".to_owned(),
         Note::Stray(what) => format!("stray {what}"),
+        Note::Unheard => "unheard".to_owned(),
         Note::AsksBack => "asks_back".to_owned(),
         Note::RequestRefused { .. } => "request_refused".to_owned(),
         Note::NotificationDropped { .. } => "notification_dropped".to_owned(),

@@ -2,21 +2,23 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ostler_domain::event::Happening;
+use ostler_domain::instance::Now;
 use ostler_mcp::mux::{Mux, Note, Out, SessionKey};
 use ostler_mcp::{Line, Lines, SHARE_FROM, rpc};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::outgoing::{HIGH_WATER, Outgoing};
 use super::{CallSink, News, Order, Parts, Shared, ToProcess, counter};
-use crate::clock::now_ms;
+use crate::clock::{self, now_ms};
 use crate::log::Stream;
 use crate::stream::ReplayStream;
 
@@ -28,6 +30,13 @@ const READ_TURN: usize = 512 * 1024;
 const RUBBISH_PATIENCE: u64 = 1_000;
 /// The pause between reads of a process that writes only rubbish.
 const RUBBISH_PAUSE: Duration = Duration::from_millis(50);
+/// A process that ends closes its pipes before its guard can say how it ended. For so long the calls that wait
+/// are left for that report, which says more than "closed"; a process that lives on has no later than then.
+const END_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a request of the process waits for a client that reads none of its streams. A client that comes
+/// back to a stream does so within a second or two; one that is gone must not hold up the sessions whose
+/// calls wait behind the call that asked.
+const REVERSE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Everything one connection knows.
 pub(super) struct Task {
@@ -45,9 +54,13 @@ pub(super) struct Task {
     parked: Option<Bytes>,
     /// Until when a process that floods is not read.
     slow_until: Option<Instant>,
+    /// When to look whether the clients that the process waits for are there; set while it may wait for one.
+    roll_call: Option<Instant>,
     rubbish_in_a_row: u64,
     rubbish: u64,
     dropped: HashMap<String, u64>,
+    /// The process closed one of its ends: when its calls end with this error, unless a better one comes first.
+    closed: Option<(Instant, &'static str)>,
     /// Set once the connection is over: the error every call gets.
     failed: Option<String>,
     draining: Option<Vec<oneshot::Sender<()>>>,
@@ -79,9 +92,11 @@ impl Task {
             stdout_open: true,
             parked: None,
             slow_until: None,
+            roll_call: None,
             rubbish_in_a_row: 0,
             rubbish: 0,
             dropped: HashMap::new(),
+            closed: None,
             failed: None,
             draining: None,
         }
@@ -95,11 +110,15 @@ impl Task {
         mut orders: mpsc::Receiver<Order>,
     ) {
         let mut batch = Vec::with_capacity(BATCH);
+        let mut alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
         loop {
-            match self.wait(&stdout, &mut callers, &mut orders, &mut batch).await {
-                Wake::Order(Some(order)) => self.obey(order),
+            match self.wait(&stdout, &mut callers, &mut orders, &mut batch, alarm.as_mut()).await {
+                Wake::Order(Some(order)) => self.obey(order, &stdout),
                 Wake::Order(None) | Wake::Messages(0) => break,
-                Wake::Messages(_) => batch.drain(..).for_each(|message| self.take(message)),
+                Wake::Messages(_) => {
+                    batch.drain(..).for_each(|message| self.take(message));
+                    self.gather(&mut callers, &mut batch).await;
+                }
                 Wake::Writable => {}
                 Wake::Readable(ready) => self.read(&stdout, ready),
                 Wake::Memory(reservation) => self.unpark(reservation),
@@ -117,25 +136,44 @@ impl Task {
         callers: &mut mpsc::Receiver<ToProcess>,
         orders: &mut mpsc::Receiver<Order>,
         batch: &mut Vec<ToProcess>,
+        mut alarm: Pin<&mut Sleep>,
     ) -> Wake {
         let reading = self.stdout_open && self.parked.is_none() && self.slow_until.is_none();
         let parked = self.parked.as_ref().map_or(0, Bytes::len);
         let clock = self.next_clock();
+        // Set anew only when it changes: arming a timer costs more than passing a message on.
+        if let Some(at) = clock.filter(|at| *at != alarm.deadline()) {
+            alarm.as_mut().reset(at);
+        }
         tokio::select! {
             order = orders.recv() => Wake::Order(order),
             ready = stdout.readable(), if reading => Wake::Readable(ready),
             count = callers.recv_many(batch, BATCH), if self.outgoing.len() < HIGH_WATER => Wake::Messages(count),
             () = writable(self.stdin.as_ref()), if !self.outgoing.is_empty() => Wake::Writable,
             memory = self.parts.budget.reserve(parked), if parked > 0 => Wake::Memory(memory),
-            () = tokio::time::sleep_until(clock.unwrap_or_else(Instant::now)), if clock.is_some() => Wake::Clock,
+            () = alarm, if clock.is_some() => Wake::Clock,
         }
     }
 
+    /// With several calls running, lets their tasks bring what they have, so that one write carries it all. With
+    /// one call there is nothing to wait for.
+    async fn gather(&mut self, callers: &mut mpsc::Receiver<ToProcess>, batch: &mut Vec<ToProcess>) {
+        if self.mux.open_calls() < 2 {
+            return;
+        }
+        tokio::task::yield_now().await;
+        while batch.len() < BATCH
+            && let Ok(message) = callers.try_recv()
+        {
+            batch.push(message);
+        }
+        batch.drain(..).for_each(|message| self.take(message));
+    }
+
     fn next_clock(&self) -> Option<Instant> {
-        let calls = self.mux.next_expiry_ms().map(|at| {
-            Instant::now() + Duration::from_millis(at.saturating_sub(now_ms()))
-        });
-        calls.into_iter().chain(self.slow_until).min()
+        let calls = self.mux.next_expiry_ms().map(|at| clock::instant(Now(Duration::from_millis(at))));
+        let closed = self.closed.map(|(at, _)| at);
+        calls.into_iter().chain(self.slow_until).chain(self.roll_call).chain(closed).min()
     }
 
     fn tick(&mut self) {
@@ -144,6 +182,29 @@ impl Task {
         }
         if self.mux.next_expiry_ms().is_some_and(|at| at <= now_ms()) {
             self.with_mux(|mux, now, out| mux.expire(now, out));
+        }
+        if self.roll_call.is_some_and(|at| at <= Instant::now()) {
+            self.call_roll();
+        }
+        if let Some((_, reason)) = self.closed.take_if(|(at, _)| *at <= Instant::now()) {
+            self.fail(reason.to_owned());
+        }
+    }
+
+    /// Refuses the requests of the process whose clients are gone.
+    fn call_roll(&mut self) {
+        let now = Instant::now();
+        let (mut gone, mut next) = (Vec::new(), None::<Instant>);
+        for (id, session) in self.mux.asked() {
+            let absent = self.streams.get(&session).and_then(|stream| stream.presence().absent_since());
+            match absent.unwrap_or(now) + REVERSE_PATIENCE {
+                over if over <= now => gone.push(id),
+                later => next = Some(next.map_or(later, |next| next.min(later))),
+            }
+        }
+        self.roll_call = next;
+        for id in gone {
+            self.undelivered(Some(id), "the client is gone");
         }
     }
 
@@ -167,15 +228,27 @@ impl Task {
             Out::Finish(sink, answer) => sink.finish(answer),
             Out::Emit { ticket, message, reverse } => {
                 let delivered = self.mux.sink(ticket).is_some_and(|sink| sink.emit(message).is_ok());
-                if !delivered {
+                if delivered {
+                    self.asked(reverse);
+                } else {
                     self.undelivered(reverse, "the client does not read its stream");
                 }
             }
             Out::ToSession { session, message, reverse } => match self.streams.get(&session) {
-                Some(stream) if reverse.is_none() || stream.connected() => stream.push(message),
+                Some(stream) if reverse.is_none() || stream.connected() => {
+                    stream.push(message);
+                    self.asked(reverse);
+                }
                 _ => self.undelivered(reverse, "the session has no open stream"),
             },
             Out::Note(note) => self.note(note),
+        }
+    }
+
+    /// A request of the process, if it was one, is on its way to its client.
+    fn asked(&mut self, reverse: Option<u64>) {
+        if reverse.is_some() {
+            self.roll_call.get_or_insert_with(|| Instant::now() + REVERSE_PATIENCE);
         }
     }
 
@@ -220,7 +293,7 @@ impl Task {
             Note::LimitReached(limit) if worth_telling => {
                 tell(Happening::CallRefused { reason: format!("`{limit}` was reached {seen} times") });
             }
-            Note::NotificationDropped { .. } | Note::LimitReached(_) | Note::Stray(_) => {}
+            Note::NotificationDropped { .. } | Note::LimitReached(_) | Note::Stray(_) | Note::Unheard => {}
         }
     }
 
@@ -282,18 +355,25 @@ impl Task {
         self.with_mux(|mux, now, out| mux.request(request, now, out));
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: Order, stdout: &pipe::Receiver) {
         match order {
             Order::Drain(done) => self.draining.get_or_insert_default().push(done),
             Order::CloseStdin => {
                 self.write();
                 self.stdin = None;
             }
-            Order::Fail(reason) => self.fail(reason),
+            Order::Fail(reason) => {
+                // Answers that the process wrote before it ended are answers.
+                if self.stdout_open {
+                    self.read(stdout, Ok(()));
+                }
+                self.fail(reason);
+            }
         }
     }
 
     fn fail(&mut self, reason: String) {
+        self.closed = None;
         self.with_mux(|mux, _, out| mux.fail_all(&reason, out));
         self.failed = Some(reason);
     }
@@ -371,10 +451,14 @@ impl Task {
         if let Some(rest) = lines.rest() {
             self.pass(rest);
         }
+        self.end_closed("the server closed its output while the call ran", News::OutputClosed);
+    }
+
+    fn end_closed(&mut self, reason: &'static str, news: News) {
         if self.failed.is_none() {
-            self.fail("the server closed its output while the call ran".to_owned());
+            self.closed.get_or_insert_with(|| (Instant::now() + END_PATIENCE, reason));
         }
-        self.tell_driver(News::OutputClosed);
+        self.tell_driver(news);
     }
 
     /// There is room for each kind of news once, and one of a kind is enough.
@@ -394,7 +478,7 @@ impl Task {
             Err(_) => {
                 self.stdin = None;
                 self.outgoing = Outgoing::default();
-                self.fail("the server does not take requests any more".to_owned());
+                self.end_closed("the server does not take requests any more", News::InputClosed);
             }
         }
     }

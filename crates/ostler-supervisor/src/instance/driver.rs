@@ -6,6 +6,7 @@
 //! the driver never waits for a process.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use ostler_domain::event::Happening;
@@ -14,7 +15,7 @@ use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::mux::Settings;
 use ostler_os::{GuardControl, GuardEvent, Guarded, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::handshake::{self, Failed, Need, Opened};
@@ -28,8 +29,8 @@ use crate::server::Server;
 /// Wishes and reports that may wait for a driver.
 const QUEUE: usize = 256;
 
-/// How long a server that closed its output has to end by itself.
-const OUTPUT_CLOSED_GRACE: Duration = Duration::from_secs(1);
+/// How long a server that closed its input or output has to end by itself.
+const CLOSED_GRACE: Duration = Duration::from_secs(1);
 
 /// What a driver is told.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(crate) enum Inbox {
     Wish(Event),
     /// Stop for good: nobody will need it again.
     Remove(String),
+    /// Say when everything that was sent before this is decided and published.
+    Ask(oneshot::Sender<()>),
     /// The guard was started, or could not be.
     Born(Generation, Result<Box<Guarded>, String>),
     /// The guard reported something.
@@ -48,8 +51,8 @@ pub(crate) enum Inbox {
     Drained(Generation),
     /// The connection noticed something.
     News(Generation, News),
-    /// The server closed its output a while ago; it had time to end by itself.
-    OutputStillClosed(Generation),
+    /// The server closed its input or output a while ago; it had time to end by itself.
+    StillThere(Generation),
 }
 
 /// The processes of the current generation.
@@ -94,7 +97,8 @@ pub(crate) struct Creation {
 }
 
 impl Driver {
-    /// Creates an instance and starts its task; the instance itself starts with the first wish.
+    /// Creates an instance, starts its task, and asks it to start: before the handle is known to anybody, so that
+    /// whoever wants it stopped is always the later one.
     pub(crate) fn create(core: &Arc<Core>, server: &Arc<Server>, creation: Creation) -> Arc<InstanceHandle> {
         let (to_self, inbox) = mpsc::channel(QUEUE);
         let snapshot = Snapshot::new();
@@ -108,7 +112,10 @@ impl Driver {
             inbox: to_self.clone(),
             snapshot: watch,
             last_used_ms: clock::now_ms().into(),
+            waiting: AtomicUsize::new(0),
         });
+        let started = to_self.try_send(Inbox::Wish(Event::Start));
+        debug_assert!(started.is_ok(), "a new queue has room");
         let policy =
             Policy { restart: server.spec.restart.clone(), deadlines: server.spec.deadlines.clone() };
         let driver = Self {
@@ -173,7 +180,8 @@ impl Driver {
     }
 
     fn in_use(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| r.connection.open_calls() + r.connection.attached() > 0)
+        self.handle.upgrade().is_some_and(|handle| handle.is_awaited())
+            || self.running.as_ref().is_some_and(|r| r.connection.open_calls() + r.connection.attached() > 0)
     }
 
     fn retire_if_idle(&mut self) {
@@ -202,6 +210,8 @@ impl Driver {
             Inbox::Wish(event) if !self.removing => self.decide(event),
             Inbox::Wish(_) => {}
             Inbox::Remove(reason) => self.remove(reason),
+            // Everything before it has been published: see `run`.
+            Inbox::Ask(answer) => drop(answer.send(())),
             Inbox::Born(generation, Ok(guarded)) => self.born(generation, *guarded),
             Inbox::Born(generation, Err(why)) => {
                 self.spawning = None;
@@ -211,8 +221,9 @@ impl Driver {
             Inbox::Opened(generation, result) => self.opened(generation, result),
             Inbox::Drained(generation) => self.decide(Event::Drained { generation }),
             Inbox::News(_, News::AsksBack) => self.server.learn(&self.core, |traits| traits.asks_back = true),
-            Inbox::News(generation, News::OutputClosed) => self.output_closed(generation),
-            Inbox::OutputStillClosed(generation) => self.with_running(generation, |_, running| {
+            Inbox::News(generation, News::OutputClosed) => self.closed(generation, "output"),
+            Inbox::News(generation, News::InputClosed) => self.closed(generation, "input"),
+            Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {
                     running.control.kill();
                 }
@@ -317,7 +328,8 @@ impl Driver {
             // Below 2^53, which every JSON reader keeps exact.
             reverse_base: (generation.0 & 0xF_FFFF) << 32,
         };
-        let (news, mut heard) = mpsc::channel(2);
+        // Room for each kind of news once.
+        let (news, mut heard) = mpsc::channel(3);
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
             while let Some(news) = heard.recv().await {
@@ -466,18 +478,18 @@ impl Driver {
         }
     }
 
-    /// A process that closed its output serves nobody, though it may live on. It is given a moment to end by
-    /// itself, then killed, so that the restart policy can do its work.
-    fn output_closed(&mut self, generation: Generation) {
+    /// A process that closed its input or output serves nobody, though it may live on. It is given a moment to
+    /// end by itself, then killed, so that the restart policy can do its work.
+    fn closed(&mut self, generation: Generation, end: &str) {
         if self.running.as_ref().is_none_or(|running| running.generation != generation || running.leader_exited) {
             return;
         }
-        let reason = "the server closed its output".to_owned();
+        let reason = format!("the server closed its {end}");
         self.decide(Event::Degraded { generation, reason });
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(OUTPUT_CLOSED_GRACE).await;
-            let _ = to_self.send(Inbox::OutputStillClosed(generation)).await;
+            tokio::time::sleep(CLOSED_GRACE).await;
+            let _ = to_self.send(Inbox::StillThere(generation)).await;
         });
     }
 

@@ -9,13 +9,13 @@ pub mod handshake;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ostler_domain::instance::{Event, State};
 use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::version::InitializeResult;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{now, now_ms};
 use crate::connection::Connection;
@@ -165,6 +165,19 @@ pub struct InstanceHandle {
     inbox: mpsc::Sender<Inbox>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     last_used_ms: AtomicU64,
+    /// Callers that wait for it to become ready.
+    waiting: AtomicUsize,
+}
+
+/// A caller that waits for an instance, which is therefore not unused.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a InstanceHandle);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch();
+    }
 }
 
 impl InstanceHandle {
@@ -190,6 +203,32 @@ impl InstanceHandle {
 
     pub(crate) fn last_used_ms(&self) -> u64 {
         self.last_used_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody waits for it to become ready.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    pub(crate) fn wait_for_it(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    /// Asks it to stop; [`Self::stopped`] waits for that.
+    pub(crate) async fn wish_stop(&self, reason: &str) {
+        self.wish(Inbox::Wish(Event::Stop { reason: reason.to_owned() })).await;
+    }
+
+    /// After [`Self::wish_stop`]: returns when nothing runs of what ran, or was on its way, at that time.
+    pub(crate) async fn stopped(&self) {
+        let (answer, decided) = oneshot::channel();
+        self.wish(Inbox::Ask(answer)).await;
+        // An error means that the driver is gone: nothing runs.
+        let _ = decided.await;
+        let stopping = self.snapshot().generation;
+        // A later generation, should somebody else want it back, begins with a verified end of this one.
+        self.until(|snapshot| matches!(snapshot.state, State::Stopped) || snapshot.generation > stopping).await;
     }
 
     /// Sends a wish to the driver. A driver that is gone has nothing left to do.
@@ -221,6 +260,7 @@ impl InstanceHandle {
         if let Some(connection) = &current.connection {
             return Ok((Arc::clone(connection), current));
         }
+        let _waiting = self.wait_for_it();
         let mut watch = self.snapshot.clone();
         let ready = async {
             loop {

@@ -21,7 +21,8 @@
 //! | `npx-like`       | the leader starts `sh -c`, which starts the real server                                   |
 //! | `fork-many N`    | up to N processes, some in sessions of their own; each starts again what dies below it    |
 //!
-//! It answers `initialize`, `server/discover`, `ping`, `tools/list` and `tools/call` of its one tool, `echo`.
+//! It answers `initialize`, `server/discover`, `ping`, `tools/list` and `tools/call` of its one tool, `echo`. A
+//! call of the tool `hang`, which it does not list, is never answered.
 
 use std::io::{self, BufRead as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -230,6 +231,9 @@ impl Evil {
         let Some(method) = request["method"].as_str() else {
             return false;
         };
+        if method == "tools/call" && request["params"]["name"] == "hang" {
+            return false;
+        }
         let result = match method {
             "initialize" => Ok(initialize(request)),
             "server/discover" if !self.is("legacy") => Ok(discover()),

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cli;
+mod client;
 mod crash;
 mod crosstalk;
 mod floors;

@@ -453,6 +453,9 @@ impl World {
         if self.modern() {
             return vec![Said::WriteRefusal(id.to_owned()), Said::Refused];
         }
+        if self.attached().is_empty() {
+            return vec![Said::WriteRefusal(id.to_owned()), Said::Dropped];
+        }
         let mut due = Vec::new();
         if !std::mem::replace(&mut self.asks_back, true) {
             due.push(Said::AsksBack);
@@ -723,7 +726,7 @@ fn said_by(out: Out<Sink>) -> Said {
             Note::Stray(_) => Said::Stray,
             Note::AsksBack => Said::AsksBack,
             Note::RequestRefused { .. } => Said::Refused,
-            Note::NotificationDropped { .. } => Said::Dropped,
+            Note::NotificationDropped { .. } | Note::Unheard => Said::Dropped,
             Note::LimitReached(_) => Said::Limit,
             Note::Rubbish(line) => panic!("not rubbish: {line:?}"),
         },

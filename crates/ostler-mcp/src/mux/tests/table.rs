@@ -208,12 +208,13 @@ fn progress_does_not_keep_a_cancelled_call_lingering_for_ever() {
     scene.does(|mux, now, out| mux.cancel(1, &"1".into(), now, out));
     let progress =
         r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1,"progress":1}}"#;
-    for now in (0..65_000).step_by(1_000) {
+    let over = 5_000 + Mux::<u64>::LINGER_MS;
+    for now in (0..over).step_by(1_000) {
         scene.expire(now);
         scene.line(progress);
     }
     scene.request(plain_request(2, Some(2), "1"));
-    assert_eq!(scene.expire(65_000), ["write tools/call"]);
+    assert_eq!(scene.expire(over), ["write tools/call"]);
 }
 
 #[test]
@@ -315,4 +316,16 @@ fn an_id_does_not_keep_the_message_it_came_in() {
     ));
     scene.does(|mux, now, out| mux.server_line(line.clone(), now, out));
     assert!(line.is_unique());
+}
+
+#[test]
+fn a_cancelled_list_makes_nobody_wait_and_a_cancelled_call_does() {
+    for (method, lingers) in [("tools/list", false), ("tools/call", true)] {
+        let settings = Settings { concurrency: Concurrency::Serial, ..concurrent() };
+        let mut scene = Scene::new(settings, 1..=2);
+        scene.request(Request { kind: CallKind::of(method), ..plain_request(1, Some(1), "1") });
+        scene.does(|mux, now, out| mux.detach(1, now, out));
+        let next = scene.request(plain_request(2, Some(2), "1"));
+        assert_eq!(next.is_empty(), lingers, "{method}: {next:?}");
+    }
 }
