@@ -171,7 +171,8 @@ pub(crate) const GATEWAY: Groups = &[&[
         "body_timeout",
         DURATION,
         r#""30s""#,
-        "Longest silence while a request's body arrives.",
+        "Longest silence while a request's body arrives; one that comes at less than 1 KiB a second for twice as \
+         long is refused, too.",
     ),
     key(
         "write_timeout",

@@ -96,7 +96,9 @@ fn spawn<S>(
         // A client that does not read is cut off, and with it all that waits for it.
         stream.set_write_timeout(Some(settings.write_timeout));
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).pipeline_flush(true);
+        // No `pipeline_flush`: with it hyper copies every body and buffers without bound for a client that does
+        // not read.
+        http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout);
         let service = service_fn(|request| handle(Arc::clone(&gateway), door, request));
         let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
         let mut connection = std::pin::pin!(connection);

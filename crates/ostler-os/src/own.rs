@@ -19,7 +19,7 @@ const RETURNED_FROM: i32 = 128 * 1024;
 /// Keeps the C library's allocator from holding on to the memory of large messages. Left to itself it raises the
 /// size from which it gives memory back each time a larger piece is freed (mallopt(3), "dynamic mmap
 /// threshold"); from then on large bodies come from its heaps, and one small piece behind them keeps them
-/// resident: after 90 MB of answers had passed, 50 MB stayed. To be called before threads are started.
+/// resident: of the bodies that were held at the same time, all could stay. To be called before threads are started.
 pub fn give_back_large_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: `mallopt` takes two numbers and touches the allocator's own settings only, under its lock.

@@ -1,5 +1,6 @@
 //! The supervisor: all servers, all sessions, start-up and shutdown.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use ostler_config::Config;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Event;
-use ostler_domain::{Era, Generation, Scope, ServerName, StartMode};
+use ostler_domain::{Era, Generation, InstanceId, Scope, ServerName, StartMode};
 use ostler_mcp::version::InitializeResult;
 use ostler_os::Spawner;
 use ostler_store::TreeRecord;
@@ -196,7 +197,11 @@ impl Supervisor {
         let opening = Opening { key, principal: Arc::clone(&caller.principal), client, version, instance };
         let session = self.sessions.open(place, opening);
         drop(connection);
-        session.connection(server.patience()).await?;
+        if let Err(unavailable) = session.connection(server.patience()).await {
+            // Its client will never hear of it.
+            self.sessions.end(&session.id).await;
+            return Err(unavailable);
+        }
         let client = session.client.clone().unwrap_or_else(|| "an unnamed client".to_owned());
         self.core.events.record(&session.handle, Happening::SessionStarted { client });
         Ok((session, initialized))
@@ -227,8 +232,14 @@ impl Supervisor {
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
+        let before: HashMap<InstanceId, Generation> =
+            server.instances().iter().map(|handle| (handle.id.clone(), handle.snapshot().generation)).collect();
         server.start(&self.core, owner.as_ref()).await?;
         for handle in server.instances() {
+            let before = before.get(&handle.id).copied().unwrap_or_default();
+            // Until its driver has taken up the wish, it looks as it did before.
+            let begun = handle.until(|now| now.generation > before || !now.state.is_empty());
+            let _ = tokio::time::timeout(server.patience(), begun).await;
             until_started(&handle, server.patience()).await;
         }
         Ok(())

@@ -42,6 +42,11 @@ fn orphans_are_found_by_their_mark() {
 }
 
 #[test]
+fn orphans_without_an_environment_are_found_by_their_limit() {
+    check(&["clean-env-fork", "ignore-eof"], orphans);
+}
+
+#[test]
 fn real_servers_behind_wrappers_are_found() {
     check(&["npx-like", "ignore-eof", "ignore-term"], |marked| {
         marked.iter().filter(|one| one.command.ends_with("armed") && !one.command.starts_with("sh ")).count()

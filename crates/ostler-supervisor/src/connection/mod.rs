@@ -13,6 +13,8 @@
 mod outgoing;
 mod sink;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};

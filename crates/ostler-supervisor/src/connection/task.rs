@@ -30,8 +30,8 @@ const READ_TURN: usize = 512 * 1024;
 const RUBBISH_PATIENCE: u64 = 1_000;
 /// The pause between reads of a process that writes only rubbish.
 const RUBBISH_PAUSE: Duration = Duration::from_millis(50);
-/// A process that ends closes its pipes before its guard can say how it ended. For so long the calls that wait
-/// are left for that report, which says more than "closed"; a process that lives on has no later than then.
+/// A process that ends closes its pipes before its guard can say how it ended, and its last answers may still
+/// be on their way when the guard has said so. Of the two, the first waits so long for the second.
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a request of the process waits for a client that reads none of its streams. A client that comes
 /// back to a stream does so within a second or two; one that is gone must not hold up the sessions whose
@@ -59,11 +59,25 @@ pub(super) struct Task {
     rubbish_in_a_row: u64,
     rubbish: u64,
     dropped: HashMap<String, u64>,
-    /// The process closed one of its ends: when its calls end with this error, unless a better one comes first.
-    closed: Option<(Instant, &'static str)>,
+    /// The connection ends.
+    ending: Option<Ending>,
     /// Set once the connection is over: the error every call gets.
     failed: Option<String>,
     draining: Option<Vec<oneshot::Sender<()>>>,
+    /// Nobody gives orders any more.
+    let_go: bool,
+    /// Nobody sends messages any more.
+    callers_gone: bool,
+}
+
+/// The end of a connection that is not failed yet.
+struct Ending {
+    /// When its calls end at the latest.
+    at: Instant,
+    /// With this error.
+    reason: String,
+    /// Whether the driver said so: then nothing better is to come, and only the last answers are waited for.
+    told: bool,
 }
 
 /// What woke the task.
@@ -96,13 +110,15 @@ impl Task {
             rubbish_in_a_row: 0,
             rubbish: 0,
             dropped: HashMap::new(),
-            closed: None,
+            ending: None,
             failed: None,
             draining: None,
+            let_go: false,
+            callers_gone: false,
         }
     }
 
-    /// Runs until the process's output has ended, or the driver said so, and nobody holds the connection.
+    /// Runs until nobody holds the connection and, where the driver said that it ends, the last answers are read.
     pub(super) async fn run(
         mut self,
         stdout: pipe::Receiver,
@@ -113,8 +129,10 @@ impl Task {
         let mut alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
         loop {
             match self.wait(&stdout, &mut callers, &mut orders, &mut batch, alarm.as_mut()).await {
-                Wake::Order(Some(order)) => self.obey(order, &stdout),
-                Wake::Order(None) | Wake::Messages(0) => break,
+                Wake::Order(Some(order)) => self.obey(order),
+                Wake::Order(None) => self.let_go = true,
+                // Orders may still wait: their end is the end.
+                Wake::Messages(0) => self.callers_gone = true,
                 Wake::Messages(_) => {
                     batch.drain(..).for_each(|message| self.take(message));
                     self.gather(&mut callers, &mut batch).await;
@@ -126,8 +144,13 @@ impl Task {
             }
             self.write();
             self.publish();
+            if self.let_go && self.ending.is_none() {
+                break;
+            }
         }
-        self.fail("the instance was removed".to_owned());
+        if self.failed.is_none() {
+            self.fail("the instance was removed".to_owned());
+        }
     }
 
     async fn wait(
@@ -139,6 +162,7 @@ impl Task {
         mut alarm: Pin<&mut Sleep>,
     ) -> Wake {
         let reading = self.stdout_open && self.parked.is_none() && self.slow_until.is_none();
+        let taking = !self.callers_gone && self.outgoing.len() < HIGH_WATER;
         let parked = self.parked.as_ref().map_or(0, Bytes::len);
         let clock = self.next_clock();
         // Set anew only when it changes: arming a timer costs more than passing a message on.
@@ -146,9 +170,9 @@ impl Task {
             alarm.as_mut().reset(at);
         }
         tokio::select! {
-            order = orders.recv() => Wake::Order(order),
+            order = orders.recv(), if !self.let_go => Wake::Order(order),
             ready = stdout.readable(), if reading => Wake::Readable(ready),
-            count = callers.recv_many(batch, BATCH), if self.outgoing.len() < HIGH_WATER => Wake::Messages(count),
+            count = callers.recv_many(batch, BATCH), if taking => Wake::Messages(count),
             () = writable(self.stdin.as_ref()), if !self.outgoing.is_empty() => Wake::Writable,
             memory = self.parts.budget.reserve(parked), if parked > 0 => Wake::Memory(memory),
             () = alarm, if clock.is_some() => Wake::Clock,
@@ -172,8 +196,8 @@ impl Task {
 
     fn next_clock(&self) -> Option<Instant> {
         let calls = self.mux.next_expiry_ms().map(|at| clock::instant(Now(Duration::from_millis(at))));
-        let closed = self.closed.map(|(at, _)| at);
-        calls.into_iter().chain(self.slow_until).chain(self.roll_call).chain(closed).min()
+        let ending = self.ending.as_ref().map(|ending| ending.at);
+        calls.into_iter().chain(self.slow_until).chain(self.roll_call).chain(ending).min()
     }
 
     fn tick(&mut self) {
@@ -186,8 +210,8 @@ impl Task {
         if self.roll_call.is_some_and(|at| at <= Instant::now()) {
             self.call_roll();
         }
-        if let Some((_, reason)) = self.closed.take_if(|(at, _)| *at <= Instant::now()) {
-            self.fail(reason.to_owned());
+        if let Some(ending) = self.ending.take_if(|ending| ending.at <= Instant::now()) {
+            self.fail(ending.reason);
         }
     }
 
@@ -340,7 +364,8 @@ impl Task {
     }
 
     fn call(&mut self, request: ostler_mcp::mux::Request<CallSink>) {
-        let refusal = match (&self.failed, &self.draining) {
+        let over = self.failed.as_ref().or(self.ending.as_ref().map(|ending| &ending.reason));
+        let refusal = match (over, &self.draining) {
             (Some(reason), _) => Some(reason.as_str()),
             (None, Some(_)) => Some("the instance is stopping"),
             (None, None) => None,
@@ -355,25 +380,24 @@ impl Task {
         self.with_mux(|mux, now, out| mux.request(request, now, out));
     }
 
-    fn obey(&mut self, order: Order, stdout: &pipe::Receiver) {
+    fn obey(&mut self, order: Order) {
         match order {
             Order::Drain(done) => self.draining.get_or_insert_default().push(done),
             Order::CloseStdin => {
                 self.write();
                 self.stdin = None;
             }
-            Order::Fail(reason) => {
-                // Answers that the process wrote before it ended are answers.
-                if self.stdout_open {
-                    self.read(stdout, Ok(()));
-                }
-                self.fail(reason);
+            // What was said first says most: later orders only clear up.
+            Order::Fail(_) if self.failed.is_some() || self.ending.as_ref().is_some_and(|end| end.told) => {}
+            Order::Fail(reason) if self.stdout_open => {
+                self.ending = Some(Ending { at: Instant::now() + END_PATIENCE, reason, told: true });
             }
+            Order::Fail(reason) => self.fail(reason),
         }
     }
 
     fn fail(&mut self, reason: String) {
-        self.closed = None;
+        self.ending = None;
         self.with_mux(|mux, _, out| mux.fail_all(&reason, out));
         self.failed = Some(reason);
     }
@@ -451,12 +475,17 @@ impl Task {
         if let Some(rest) = lines.rest() {
             self.pass(rest);
         }
-        self.end_closed("the server closed its output while the call ran", News::OutputClosed);
+        match self.ending.take_if(|ending| ending.told) {
+            // The last answer has been read.
+            Some(ending) => self.fail(ending.reason),
+            None => self.closed("the server closed its output", News::OutputClosed),
+        }
     }
 
-    fn end_closed(&mut self, reason: &'static str, news: News) {
+    fn closed(&mut self, reason: &str, news: News) {
         if self.failed.is_none() {
-            self.closed.get_or_insert_with(|| (Instant::now() + END_PATIENCE, reason));
+            let at = Instant::now() + END_PATIENCE;
+            self.ending.get_or_insert_with(|| Ending { at, reason: reason.to_owned(), told: false });
         }
         self.tell_driver(news);
     }
@@ -478,7 +507,7 @@ impl Task {
             Err(_) => {
                 self.stdin = None;
                 self.outgoing = Outgoing::default();
-                self.end_closed("the server does not take requests any more", News::InputClosed);
+                self.closed("the server does not take requests any more", News::InputClosed);
             }
         }
     }

@@ -269,7 +269,8 @@ impl Call {
     }
 
     fn progress(&self, arguments: &Value) -> Option<Result<Value, (i64, String)>> {
-        let (steps, gap, tag) = (number(arguments, "steps"), number(arguments, "gap_ms"), text(arguments, "tag"));
+        let (steps, gap, tag) =
+            (number(arguments, "steps"), number(arguments, "gap_ms"), text(arguments, "tag"));
         for step in 1..=steps {
             if self.pause(gap) {
                 return self.give_up(tag);
@@ -355,7 +356,9 @@ impl Call {
 }
 
 fn crash(arguments: &Value) -> ! {
-    if let Some(signal) = arguments["signal"].as_i64().and_then(|number| Signal::from_named_raw(number as i32)) {
+    if let Some(signal) =
+        arguments["signal"].as_i64().and_then(|number| Signal::from_named_raw(number as i32))
+    {
         let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
     }
     std::process::exit(arguments["code"].as_i64().unwrap_or(1) as i32)
@@ -400,7 +403,8 @@ fn discover() -> Value {
 }
 
 fn tools() -> Value {
-    let names = ["echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "state"];
+    let names =
+        ["echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "state"];
     let tools: Vec<Value> =
         names.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
     json!({"resultType": "complete", "ttlMs": 0, "cacheScope": "private", "tools": tools})

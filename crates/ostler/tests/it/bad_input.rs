@@ -11,7 +11,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::client::{
-    Http, JSON, LEGACY, MODERN, Session, code, initialize, modern, post_modern, request, text, tool_call, why, with_token,
+    Http, JSON, LEGACY, MODERN, Session, code, initialize, modern, post_modern, request, text, tool_call,
+    why, with_token,
 };
 use crate::support::{Daemon, PATIENCE, wait_until};
 
@@ -25,17 +26,21 @@ const LIMIT_REACHED: i64 = -31002;
 
 const MAX_BODY: usize = 1024 * 1024;
 
-/// How much more memory the daemon may hold after an abuse than before it, in bytes. The allocator keeps what it
-/// was given for a while: about `gateway.body_memory` (8 MiB here) where all of that was in use at once. Each
-/// abuse pushes at least four times as much through the daemon, so what it kept would show.
-const SLACK: u64 = 10 * 1024 * 1024;
+/// How much more memory the daemon may hold after an abuse than before it, in bytes. 1 to 3 MiB were seen: what
+/// the allocator keeps of many small pieces. Each abuse that moves bytes moves at least 30 MB, so that a tenth of
+/// them kept would show in most, and all of `gateway.body_memory` (8 MiB here) in any.
+const SLACK: u64 = 6 * 1024 * 1024;
 
 /// A daemon whose limits are small enough to be reached.
 fn daemon(limits: &str) -> Daemon {
+    daemon_with("1s", limits)
+}
+
+fn daemon_with(write_timeout: &str, limits: &str) -> Daemon {
     let fake = ostler_testkit::fake::path();
     let config = format!(
         "[gateway]\nmax_body = \"1MiB\"\nbody_memory = \"8MiB\"\nbody_timeout = \"500ms\"\nheader_timeout = \"500ms\"\n\
-         write_timeout = \"1s\"\n{limits}\n\
+         write_timeout = \"{write_timeout}\"\n{limits}\n\
          [servers.fake]\ncommand = \"{fake}\"\nargs = [\"legacy\"]\nscope = \"shared\"\n\
          [servers.other]\ncommand = \"{fake}\"\nargs = [\"legacy\"]\nscope = \"shared\"\nstart = \"on-demand\"\n\
          [servers.modern]\ncommand = \"{fake}\"\nargs = [\"modern\"]\nscope = \"shared\"\n",
@@ -67,7 +72,16 @@ impl Case {
     /// A POST of this body to the legacy server, with the usual headers.
     fn post(name: &'static str, body: impl AsRef<[u8]>, status: u16, code: i64, says: &'static str) -> Self {
         let headers = JSON.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { name, method: Method::POST, path: "/mcp/fake", headers, body: body.as_ref().to_vec(), status, code, says }
+        Self {
+            name,
+            method: Method::POST,
+            path: "/mcp/fake",
+            headers,
+            body: body.as_ref().to_vec(),
+            status,
+            code,
+            says,
+        }
     }
 
     fn without_body(name: &'static str, method: Method, status: u16, code: i64, says: &'static str) -> Self {
@@ -121,19 +135,28 @@ impl Case {
 fn no_messages() -> Vec<Case> {
     let parse = |name, body: &[u8], says| Case::post(name, body, 400, PARSE_ERROR, says);
     let invalid = |name, body: &str, says| Case::post(name, body, 400, INVALID_REQUEST, says);
-    let nested = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"x\",\"params\":{{\"a\":{}", "[".repeat(100_000));
+    let nested =
+        format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"x\",\"params\":{{\"a\":{}", "[".repeat(100_000));
     vec![
         parse("nothing", b"", "not JSON"),
         parse("half a message", br#"{"jsonrpc": "2.0", "id": 1"#, "not JSON"),
-        parse("two messages", br#"{"jsonrpc":"2.0","method":"a"} {"jsonrpc":"2.0","method":"b"}"#, "not JSON"),
+        parse(
+            "two messages",
+            br#"{"jsonrpc":"2.0","method":"a"} {"jsonrpc":"2.0","method":"b"}"#,
+            "not JSON",
+        ),
         parse("not UTF-8", b"{\"jsonrpc\": \"2.0\", \"id\": \"\xff\", \"method\": \"ping\"}", "not UTF-8"),
-        parse("nested without end", nested.as_bytes(), "recursion limit"),
+        parse("nested without end", nested.as_bytes(), "not JSON"),
         invalid("a batch", r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, "send each message by itself"),
         invalid("no version", r#"{"id":1,"method":"ping"}"#, "`jsonrpc` must be \"2.0\""),
         invalid("an old version", r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, ""),
         invalid("neither of the three", r#"{"jsonrpc":"2.0","id":1}"#, "neither a request"),
         invalid("an id of null", r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, "a string or a number"),
-        invalid("an object for an id", r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#, "a string or a number"),
+        invalid(
+            "an object for an id",
+            r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#,
+            "a string or a number",
+        ),
         invalid("two ids", r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#, "twice"),
         invalid("two methods", r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/list"}"#, "twice"),
         invalid("another id in capitals", r#"{"jsonrpc":"2.0","id":1,"ID":2,"method":"ping"}"#, "`ID`"),
@@ -149,25 +172,45 @@ fn wrong_headers() -> Vec<Case> {
         refused("Accept without streams", 406, "`Accept` must list both").with("accept", "application/json"),
         refused("no Content-Type", 415, "`Content-Type` must be").without("content-type"),
         refused("another Content-Type", 415, "`Content-Type` must be").with("content-type", "text/plain"),
-        refused("a page of another host", 403, "Origin `http://evil.example`").with("origin", "http://evil.example"),
+        refused("a page of another host", 403, "Origin `http://evil.example`")
+            .with("origin", "http://evil.example"),
         refused("an opaque origin", 403, "Origin `null`").with("origin", "null"),
         refused("a rebound name", 403, "Host `evil.example`").with("host", "evil.example"),
         refused("an address that looks local", 403, "Host").with("host", "127.0.0.1.evil.example"),
         refused("an unknown server", 404, "did you mean `fake`?").at("/mcp/fakee"),
         refused("a server far from any", 404, "no server is called `xyz`").at("/mcp/xyz"),
         refused("no session", 400, "Mcp-Session-Id is missing"),
-        refused("an unknown session", 404, "no such session").with("mcp-session-id", "00000000000000000000000000000000"),
+        refused("an unknown session", 404, "no such session")
+            .with("mcp-session-id", "00000000000000000000000000000000"),
         refused("a rubbish session", 404, "no such session").with("mcp-session-id", "../../etc"),
         refused("a project without a name", 400, "ostler-project must be").with("ostler-project", ""),
         Case { method: Method::PUT, ..refused("another method", 405, "PUT is not served here") },
-        Case::without_body("GET without a session", Method::GET, 400, INVALID_REQUEST, "Mcp-Session-Id is missing"),
-        Case::without_body("GET for an unknown session", Method::GET, 404, INVALID_REQUEST, "no such session")
-            .with("mcp-session-id", "1"),
+        Case::without_body(
+            "GET without a session",
+            Method::GET,
+            400,
+            INVALID_REQUEST,
+            "Mcp-Session-Id is missing",
+        ),
+        Case::without_body(
+            "GET for an unknown session",
+            Method::GET,
+            404,
+            INVALID_REQUEST,
+            "no such session",
+        )
+        .with("mcp-session-id", "1"),
         Case::without_body("GET without Accept", Method::GET, 406, INVALID_REQUEST, "text/event-stream")
             .without("accept"),
         Case::without_body("DELETE without a session", Method::DELETE, 400, INVALID_REQUEST, "is missing"),
-        Case::without_body("DELETE of an unknown session", Method::DELETE, 404, INVALID_REQUEST, "no such session")
-            .with("mcp-session-id", "1"),
+        Case::without_body(
+            "DELETE of an unknown session",
+            Method::DELETE,
+            404,
+            INVALID_REQUEST,
+            "no such session",
+        )
+        .with("mcp-session-id", "1"),
     ]
 }
 
@@ -183,9 +226,22 @@ fn modern_mistakes() -> Vec<Case> {
     later["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2027-01-01".into();
     let mismatch = |name, request: &Value, says| Case::modern(name, request, 400, HEADER_MISMATCH, says);
     let mut cases = vec![
-        Case::modern("no version", &lacking("io.modelcontextprotocol/protocolVersion"), 400, INVALID_PARAMS, "protocolVersion"),
-        Case::modern("no capabilities", &lacking("io.modelcontextprotocol/clientCapabilities"), 400, INVALID_PARAMS, "clientCapabilities"),
-        mismatch("no version header", &list(), "MCP-Protocol-Version is missing").without("mcp-protocol-version"),
+        Case::modern(
+            "no version",
+            &lacking("io.modelcontextprotocol/protocolVersion"),
+            400,
+            INVALID_PARAMS,
+            "protocolVersion",
+        ),
+        Case::modern(
+            "no capabilities",
+            &lacking("io.modelcontextprotocol/clientCapabilities"),
+            400,
+            INVALID_PARAMS,
+            "clientCapabilities",
+        ),
+        mismatch("no version header", &list(), "MCP-Protocol-Version is missing")
+            .without("mcp-protocol-version"),
         mismatch("another version header", &list(), "does not match").with("mcp-protocol-version", LEGACY),
         mismatch("no method header", &list(), "Mcp-Method is missing").without("mcp-method"),
         mismatch("another method header", &list(), "does not match").with("mcp-method", "tools/call"),
@@ -194,11 +250,31 @@ fn modern_mistakes() -> Vec<Case> {
         mismatch("a name that is no Base64", &call(), "not valid Base64").with("mcp-name", "=?base64?%%%?="),
         Case::modern("a version to come", &later, 400, UNSUPPORTED_VERSION, "Unsupported protocol version")
             .with("mcp-protocol-version", "2027-01-01"),
-        Case::modern("a method nobody knows", &modern(request(1, "no/such", &json!({}))), 404, METHOD_NOT_FOUND, "no/such"),
-        Case::modern("a notification", &modern(json!({"jsonrpc": "2.0", "method": "notifications/x", "params": {}})), 202, 0, ""),
-        Case::modern("an answer", &json!({"jsonrpc": "2.0", "id": 1, "result": {}}), 400, INVALID_REQUEST, "sends no answers"),
-        Case::without_body("GET", Method::GET, 405, INVALID_REQUEST, "no GET stream").with("mcp-protocol-version", MODERN),
-        Case::without_body("DELETE", Method::DELETE, 405, INVALID_REQUEST, "no sessions").with("mcp-protocol-version", MODERN),
+        Case::modern(
+            "a method nobody knows",
+            &modern(request(1, "no/such", &json!({}))),
+            404,
+            METHOD_NOT_FOUND,
+            "no/such",
+        ),
+        Case::modern(
+            "a notification",
+            &modern(json!({"jsonrpc": "2.0", "method": "notifications/x", "params": {}})),
+            202,
+            0,
+            "",
+        ),
+        Case::modern(
+            "an answer",
+            &json!({"jsonrpc": "2.0", "id": 1, "result": {}}),
+            400,
+            INVALID_REQUEST,
+            "sends no answers",
+        ),
+        Case::without_body("GET", Method::GET, 405, INVALID_REQUEST, "no GET stream")
+            .with("mcp-protocol-version", MODERN),
+        Case::without_body("DELETE", Method::DELETE, 405, INVALID_REQUEST, "no sessions")
+            .with("mcp-protocol-version", MODERN),
     ];
     for method in ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"] {
         let request = modern(request(1, method, &json!({})));
@@ -223,14 +299,26 @@ async fn every_mistake_gets_an_error_of_its_own() {
         .check(&http)
         .await;
     refused("another server's session", 404, "no such session").at("/mcp/other").check(&http).await;
-    in_session(Case::post("a second opening", initialize().to_string(), 400, INVALID_REQUEST, "initialised already"))
+    in_session(Case::post(
+        "a second opening",
+        initialize().to_string(),
+        400,
+        INVALID_REQUEST,
+        "initialised already",
+    ))
+    .check(&http)
+    .await;
+    for last in ["rubbish", "0-99999", "7-1", "-", "0-18446744073709551616", "0--1"] {
+        in_session(Case::without_body(
+            "a place to resume from",
+            Method::GET,
+            400,
+            INVALID_REQUEST,
+            "cannot be resumed",
+        ))
+        .with("last-event-id", last)
         .check(&http)
         .await;
-    for last in ["rubbish", "0-99999", "7-1", "-", "0-18446744073709551616", "0--1"] {
-        in_session(Case::without_body("a place to resume from", Method::GET, 400, INVALID_REQUEST, "cannot be resumed"))
-            .with("last-event-id", last)
-            .check(&http)
-            .await;
     }
     assert_eq!([session.end().await, session.end().await], [200, 404], "DELETE twice");
     assert_eq!(daemon.status()["body_bytes"], 0);
@@ -263,7 +351,9 @@ async fn a_second_request_with_an_id_in_flight_is_refused_and_the_first_goes_on(
     assert_eq!((code(&second), &second["id"]), (INVALID_REQUEST, &json!("same")));
     assert!(why(&second).contains("another request of this session with the same id is still running"));
     session
-        .tell(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "same"}}))
+        .tell(
+            &json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "same"}}),
+        )
         .await;
     assert_eq!(code(&first.answer().await), -31004);
     assert_eq!(text(&session.call("same", "echo", &json!({"text": "free again"})).await), "free again");
@@ -282,7 +372,8 @@ async fn each_limit_says_its_name_and_lets_go_again() {
     assert_eq!((reply.status, code(&error), &error["id"]), (503, LIMIT_REACHED, &json!(0)));
     assert!(reply.header("retry-after").is_some() && why(&error).contains("limits.sessions"), "{error}");
 
-    let sleep = |id: usize| with_token(tool_call(id, "sleep", &json!({"ms": 300_000, "tag": "t"})), &json!(id));
+    let sleep =
+        |id: usize| with_token(tool_call(id, "sleep", &json!({"ms": 300_000, "tag": "t"})), &json!(id));
     let mut running = Vec::new();
     for (session, id) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)] {
         let mut reply = sessions[session].send(&sleep(id)).await;
@@ -301,11 +392,15 @@ async fn each_limit_says_its_name_and_lets_go_again() {
     for reply in running.drain(..3) {
         assert_eq!(code(&reply.answer().await), -31004, "the end of a session ends its calls");
     }
+    // A cancelled call counts until the server has let go of it, which is soon.
     let third = Session::open(&http, "fake").await;
-    assert_eq!(text(&third.call(1, "echo", &json!({"text": "x"})).await), "x");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while code(&third.call(1, "echo", &json!({"text": "x"})).await) != 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the instance stayed full");
+    }
     let counters = &daemon.status()["counters"];
     for limit in ["limits.sessions", "limits.session_calls", "limits.instance_calls"] {
-        assert_eq!(counters[limit], 1, "{counters}");
+        assert!(counters[limit].as_u64() >= Some(1), "{counters}");
     }
 }
 
@@ -323,6 +418,7 @@ impl Footprint {
         let status = daemon.status();
         let number = |name: &str| status[name].as_u64().expect("a number");
         let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("its files").count();
+        // The connection that asked for the status may or may not be closed by now.
         Self { rss: number("rss_bytes"), files, sessions: number("sessions") }
     }
 
@@ -344,14 +440,20 @@ impl Footprint {
     async fn returns(&self, daemon: &Daemon) {
         wait_until("connections, sessions and bodies are gone", || {
             let now = Self::of(daemon);
-            // The connection that asks for the status may or may not be counted.
-            now.files <= self.files + 2 && now.sessions <= self.sessions && daemon.status()["body_bytes"] == 0
+            now.files <= self.files && now.sessions <= self.sessions && daemon.status()["body_bytes"] == 0
         });
         let now = Self::of(daemon);
-        println!("rss: {} KiB before, {} KiB after; files: {}, {}", self.rss / 1024, now.rss / 1024, self.files, now.files);
+        println!(
+            "rss: {} KiB before, {} KiB after; files: {}, {}",
+            self.rss / 1024,
+            now.rss / 1024,
+            self.files,
+            now.files
+        );
         assert!(now.rss <= self.rss + SLACK, "{} bytes of memory before, {} after", self.rss, now.rss);
         let session = Session::open(&Http::new(daemon.address()), "fake").await;
         assert_eq!(text(&session.call(1, "echo", &json!({"text": "well"})).await), "well");
+        assert_eq!(session.end().await, 200);
     }
 }
 
@@ -362,7 +464,8 @@ async fn connect(daemon: &Daemon) -> TcpStream {
 /// Everything the daemon says until it closes the connection.
 async fn said(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it closes the connection");
+    let read =
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it closes the connection");
     // A reset after an answer is as good as an end.
     let _ = read;
     String::from_utf8_lossy(&all).into_owned()
@@ -405,7 +508,10 @@ async fn bodies_over_the_limit_are_refused_whether_announced_or_not() {
     let request = head(&daemon, "fake", &format!("Content-Length: {}\r\n", MAX_BODY + 1));
     announced.write_all(request.as_bytes()).await.expect("sent");
     let mut start = [0; 12];
-    tokio::time::timeout(PATIENCE, announced.read_exact(&mut start)).await.expect("before any body").expect("an answer");
+    tokio::time::timeout(PATIENCE, announced.read_exact(&mut start))
+        .await
+        .expect("before any body")
+        .expect("an answer");
     assert_eq!(&start, b"HTTP/1.1 413");
     drop(announced);
 
@@ -423,7 +529,10 @@ async fn bodies_over_the_limit_are_refused_whether_announced_or_not() {
             }
             let mut start = [0; 12];
             // All of them at once are more than `body_memory`: some are refused for that.
-            match tokio::time::timeout(PATIENCE, stream.read_exact(&mut start)).await.expect("an answer in time") {
+            match tokio::time::timeout(PATIENCE, stream.read_exact(&mut start))
+                .await
+                .expect("an answer in time")
+            {
                 Ok(_) => String::from_utf8_lossy(&start).into_owned(),
                 Err(_) => "reset".to_owned(),
             }
@@ -457,7 +566,10 @@ async fn clients_that_send_slowly_are_sent_away() {
                     stream.write_all(silent.as_bytes()).await.expect("sent");
                     let answer = said(&mut stream).await;
                     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-                    assert!(answer.contains("nothing of the body came for 500ms (gateway.body_timeout)"), "{answer}");
+                    assert!(
+                        answer.contains("nothing of the body came for 500ms (gateway.body_timeout)"),
+                        "{answer}"
+                    );
                 }
                 // A body that goes on for ever, a byte at a time.
                 _ => {
@@ -503,7 +615,8 @@ async fn clients_that_never_read_are_cut_off() {
     for _ in 0..20 {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a socket option");
-        let mut stream = socket.connect(daemon.address().parse().expect("an address")).await.expect("it listens");
+        let mut stream =
+            socket.connect(daemon.address().parse().expect("an address")).await.expect("it listens");
         stream.write_all(request.repeat(EACH).as_bytes()).await.expect("sent");
         deaf.push(stream);
     }
@@ -520,6 +633,46 @@ async fn clients_that_never_read_are_cut_off() {
         let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it was closed");
         assert!(read.is_err() || all.len() < EACH * BIG, "a client that did not read got everything");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_nobody_reads_does_not_fill_memory_while_it_is_open() {
+    // It is not cut off during the test.
+    let daemon = daemon_with("60s", "");
+    let before = Footprint::after_warming_up(&daemon).await;
+    let http = Http::new(daemon.address());
+    let session = Session::open(&http, "fake").await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a socket option");
+    let mut deaf = socket.connect(daemon.address().parse().expect("an address")).await.expect("it listens");
+    let request = format!(
+        "GET /mcp/fake HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\nMcp-Session-Id: {}\r\n\r\n",
+        daemon.address(),
+        session.id
+    );
+    deaf.write_all(request.as_bytes()).await.expect("sent");
+    let mut start = [0; 12];
+    deaf.read_exact(&mut start).await.expect("an answer");
+    assert_eq!(&start, b"HTTP/1.1 200");
+    // 40 MB of notifications for a stream that keeps 1 MiB (`gateway.replay_bytes`).
+    let uri = format!("test://{}", "x".repeat(100_000));
+    let subscribe = crate::client::request("subscribe", "resources/subscribe", &json!({"uri": uri}));
+    assert_eq!(session.send(&subscribe).await.answer().await["result"], json!({}));
+    for id in 0..400 {
+        assert_eq!(text(&session.call(id, "touch", &json!({"uri": uri})).await), uri);
+    }
+    let now = Footprint::of(&daemon);
+    println!("rss: {} KiB before, {} KiB with 40 MB unread", before.rss / 1024, now.rss / 1024);
+    assert!(
+        now.rss <= before.rss + SLACK,
+        "{} bytes of memory before, {} while it is open",
+        before.rss,
+        now.rss
+    );
+    drop(deaf);
+    assert_eq!(session.end().await, 200);
+    drop((session, http));
+    before.returns(&daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -581,7 +734,8 @@ async fn a_stream_that_breaks_off_is_resumed_and_each_message_comes_once() {
     assert!(breaks >= 7, "it broke off {breaks} times");
     let answer = got.pop().expect("the answer");
     assert_eq!((&answer["id"], text(&answer)), (&json!("call"), "t"));
-    let seen: Vec<_> = got.iter().map(|message| message["params"]["progress"].as_u64().unwrap_or(0)).collect();
+    let seen: Vec<_> =
+        got.iter().map(|message| message["params"]["progress"].as_u64().unwrap_or(0)).collect();
     assert_eq!(seen, (1..=steps).collect::<Vec<_>>());
     assert!(got.iter().all(|message| message["params"]["progressToken"] == "token"));
 }
@@ -590,9 +744,8 @@ async fn a_stream_that_breaks_off_is_resumed_and_each_message_comes_once() {
 async fn a_modern_client_that_hangs_up_cancels_its_call_alone() {
     let daemon = daemon("");
     let http = Http::new(daemon.address());
-    let sleep = |id: &str| {
-        modern(with_token(tool_call(id, "sleep", &json!({"ms": 300_000, "tag": id})), &json!(id)))
-    };
+    let sleep =
+        |id: &str| modern(with_token(tool_call(id, "sleep", &json!({"ms": 300_000, "tag": id})), &json!(id)));
     let mut stays = post_modern(&http, "modern", &sleep("stays")).await;
     let mut leaves = post_modern(&http, "modern", &sleep("leaves")).await;
     for reply in [&mut stays, &mut leaves] {

@@ -87,7 +87,12 @@ impl Http {
     }
 
     /// POSTs JSON as a client that knows the rules.
-    pub(crate) async fn post(self: &Arc<Self>, server: &str, headers: &[(&str, &str)], message: &Value) -> Reply {
+    pub(crate) async fn post(
+        self: &Arc<Self>,
+        server: &str,
+        headers: &[(&str, &str)],
+        message: &Value,
+    ) -> Reply {
         let all = [&JSON[..], headers].concat();
         self.send(Method::POST, &format!("/mcp/{server}"), &all, message.to_string()).await
     }
@@ -113,11 +118,6 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// Whether it is an event stream.
-    pub(crate) fn is_stream(&self) -> bool {
-        self.stream
-    }
-
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }

@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::client::{Http, Reply, Session, code, modern, post_modern, request, text, tool_call, why, with_token};
+use crate::client::{
+    Http, Reply, Session, code, modern, post_modern, request, text, tool_call, why, with_token,
+};
 use crate::support::{Daemon, PATIENCE, wait_until};
 
 const SESSIONS: usize = 64;
@@ -102,7 +104,9 @@ impl Tally {
     /// Waits until every resource update has reached its owner, and every other notification where `all` do.
     async fn settled(&self, all: bool) {
         let deadline = Instant::now() + PATIENCE;
-        let reached = |heard: &AtomicU64, sent: &AtomicU64| heard.load(Ordering::Relaxed) >= sent.load(Ordering::Relaxed);
+        let reached = |heard: &AtomicU64, sent: &AtomicU64| {
+            heard.load(Ordering::Relaxed) >= sent.load(Ordering::Relaxed)
+        };
         while !reached(&self.updated, &self.touched) || (all && !reached(&self.heard, &self.said)) {
             assert!(Instant::now() < deadline, "notifications did not reach their owners");
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -114,7 +118,12 @@ impl Tally {
         assert_eq!(count(&self.updated), count(&self.touched), "each update goes to the one who subscribed");
         assert!(count(&self.heard) <= count(&self.said), "more was heard than said");
         let leaks = self.leaks.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(leaks.is_empty(), "{} messages in the wrong hands, the first: {:?}", leaks.len(), leaks.first());
+        assert!(
+            leaks.is_empty(),
+            "{} messages in the wrong hands, the first: {:?}",
+            leaks.len(),
+            leaks.first()
+        );
     }
 }
 
@@ -252,7 +261,10 @@ impl Member {
             if said["result"]["by"] == self.tag("answer") {
                 assert!(said["progress"].as_array().map(Vec::len) >= Some(usize::from(progress)), "{said}");
             } else {
-                assert!([&said["result"]["by"], &said["error"]["message"]].contains(&&self.tag("forged").into()), "{said}");
+                assert!(
+                    [&said["result"]["by"], &said["error"]["message"]].contains(&&self.tag("forged").into()),
+                    "{said}"
+                );
             }
         } else {
             self.tally.count(&self.tally.refused);
@@ -296,7 +308,9 @@ impl Member {
 
     async fn send_cancel(&self, id: &Value) {
         let params = json!({"requestId": id, "reason": self.tag("cancel")});
-        self.session.tell(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})).await;
+        self.session
+            .tell(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}))
+            .await;
     }
 
     async fn say(&self, id: &Value, tag: &str, tool: &str) {
@@ -352,8 +366,11 @@ fn daemon(concurrency: &str) -> Daemon {
             fake.display()
         )
     };
-    let config =
-        [server("fake", r#""legacy""#), server("silent", r#""legacy", "silent-cancel""#), server("modern", r#""modern""#)];
+    let config = [
+        server("fake", r#""legacy""#),
+        server("silent", r#""legacy", "silent-cancel""#),
+        server("modern", r#""modern""#),
+    ];
     Daemon::start(&config.concat(), &[])
 }
 
@@ -389,7 +406,8 @@ async fn run(http: &Arc<Http>, members: Vec<Member>, turns: usize, seed: u64) ->
     let mut lanes = JoinSet::new();
     for member in &members {
         for lane in 0..LANES {
-            let random = Random(seed ^ ((member.me * LANES + lane) as u64).wrapping_mul(0x2545_F491_4F6C_DD1D));
+            let random =
+                Random(seed ^ ((member.me * LANES + lane) as u64).wrapping_mul(0x2545_F491_4F6C_DD1D));
             lanes.spawn(member.clone().lane(lane, turns, random));
         }
     }
@@ -413,7 +431,10 @@ async fn run(http: &Arc<Http>, members: Vec<Member>, turns: usize, seed: u64) ->
 fn check_server(tally: &Tally, seen: &Value) {
     let sent = tally.calls.load(Ordering::Relaxed) + 1;
     let certain = sent - tally.unsent.load(Ordering::Relaxed);
-    assert!(seen["calls"].as_u64().is_some_and(|calls| (certain..=sent).contains(&calls)), "{certain}..={sent}: {seen}");
+    assert!(
+        seen["calls"].as_u64().is_some_and(|calls| (certain..=sent).contains(&calls)),
+        "{certain}..={sent}: {seen}"
+    );
     for never in ["duplicate_ids", "stray_answers", "stray_progress", "asked"] {
         assert_eq!(seen[never], 0, "{never}: {seen}");
     }
@@ -421,7 +442,8 @@ fn check_server(tally: &Tally, seen: &Value) {
     let (certain, perhaps) = (lock(&tally.cancelled), lock(&tally.perhaps_cancelled));
     let cancelled: BTreeSet<String> = serde_json::from_value(seen["cancelled"].clone()).expect("tags");
     assert!(certain.is_subset(&cancelled), "cancelled, but not told: {:?}", certain.difference(&cancelled));
-    let others: Vec<_> = cancelled.iter().filter(|tag| !certain.contains(*tag) && !perhaps.contains(*tag)).collect();
+    let others: Vec<_> =
+        cancelled.iter().filter(|tag| !certain.contains(*tag) && !perhaps.contains(*tag)).collect();
     assert!(others.is_empty(), "cancelled, but by nobody: {others:?}");
 }
 
@@ -475,7 +497,8 @@ async fn a_server_that_asks_back_is_served_one_call_at_a_time_from_then_on() {
     let daemon = daemon("auto");
     let http = Http::new(daemon.address());
     let learns = || daemon.cli(&["status", "fake", "--json"]).stdout;
-    let asks_back = |status: Vec<u8>| serde_json::from_slice::<Value>(&status).expect("JSON")["asks_back"].clone();
+    let asks_back =
+        |status: Vec<u8>| serde_json::from_slice::<Value>(&status).expect("JSON")["asks_back"].clone();
     assert_eq!(asks_back(learns()), false);
     let mut members = open(&http, "fake", false, SESSIONS * LANES).await;
     // It learns in the middle of calls that run at once; those may be refused what they ask.
@@ -572,7 +595,8 @@ impl Guest {
     /// Subscribes to the guest's own resource, under the same id as everybody.
     async fn subscribe(&self) -> Reply {
         let params = json!({"notifications": {"resourceSubscriptions": [Member::uri(self.me)]}});
-        let mut stream = post_modern(&self.http, "modern", &modern(request(0, "subscriptions/listen", &params))).await;
+        let mut stream =
+            post_modern(&self.http, "modern", &modern(request(0, "subscriptions/listen", &params))).await;
         let first = stream.next().await.expect("an acknowledgement");
         assert_eq!(first["method"], "notifications/subscriptions/acknowledged", "{first}");
         stream

@@ -10,10 +10,12 @@
 //! | `world.rs` | a daemon with all of them, and what must hold of it |
 //! | `client.rs` | a client that can vanish at any moment |
 //! | `matrix.rs` | every server, in both scopes, after every end |
-//! | `life.rs` | SIGKILL at each state of an instance's life, and at random moments |
+//! | `life.rs` | SIGKILL at each state of an instance's life |
+//! | `moments.rs` | ends at random moments, from a seed |
 
 mod client;
 mod life;
 mod matrix;
+mod moments;
 mod world;
 mod zoo;

@@ -61,9 +61,13 @@ impl Daemon {
         command
     }
 
-    /// Runs `ostler ARGS` to its end.
+    /// Runs `ostler ARGS` to its end, which must come within [`PATIENCE`] (else its status is 124).
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
-        self.ostler().args(args).stdin(Stdio::null()).output().expect("ostler runs")
+        let ostler = self.ostler();
+        let mut bounded = Command::new("timeout");
+        bounded.arg(PATIENCE.as_secs().to_string()).arg(ostler.get_program()).args(args);
+        bounded.envs(ostler.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        bounded.stdin(Stdio::null()).output().expect("`timeout` (coreutils) runs")
     }
 
     /// The rows of `ostler ps --json`.

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -24,7 +25,6 @@ impl Pending {
     /// `line` is the method and the path.
     fn send(address: &str, line: &str, session: Option<&str>, body: &str) -> Self {
         let mut stream = TcpStream::connect(address).expect("the daemon accepts");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
         let session = session.map(|id| format!("Mcp-Session-Id: {id}\r\n")).unwrap_or_default();
         let head = format!(
             "{line} HTTP/1.1\r\nHost: {address}\r\nAccept: application/json, text/event-stream\r\n\
@@ -37,8 +37,17 @@ impl Pending {
 
     /// Waits for the whole answer.
     pub(crate) fn answer(mut self) -> Answer {
-        let mut text = Vec::new();
-        self.stream.read_to_end(&mut text).expect("an answer in time");
+        let deadline = Instant::now() + PATIENCE;
+        let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+        loop {
+            // Zero is no time limit, so it is refused: then the answer is late.
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.stream.set_read_timeout(Some(left)).expect("an answer in time");
+            match self.stream.read(&mut chunk).expect("an answer in time") {
+                0 => break,
+                length => text.extend_from_slice(&chunk[..length]),
+            }
+        }
         let text = String::from_utf8_lossy(&text).into_owned();
         let (head, body) = text.split_once("\r\n\r\n").expect("headers end with an empty line");
         Answer { head: head.to_owned(), body: body.to_owned() }
@@ -95,8 +104,7 @@ impl Opening {
         let session = session.unwrap_or_else(|| panic!("`{}` gave no session: {answer:?}", self.server));
         let listening =
             Pending::send(&self.address, &format!("GET /mcp/{}", self.server), Some(&session), "");
-        let client =
-            Client { address: self.address, server: self.server, session, _listening: listening };
+        let client = Client { address: self.address, server: self.server, session, _listening: listening };
         client.post(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).answer();
         client
     }

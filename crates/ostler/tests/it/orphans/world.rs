@@ -43,7 +43,9 @@ impl World {
             Scope::Shared => "shared",
             Scope::Session => "session",
         };
-        let mut config = format!("[limits]\nprocesses = 100\n{general}\n[defaults]\nscope = {scope:?}\nstart = \"on-demand\"\n");
+        let mut config = format!(
+            "[limits]\nprocesses = 100\n{general}\n[defaults]\nscope = {scope:?}\nstart = \"on-demand\"\n"
+        );
         for (species, mark) in &servers {
             config.push_str(&species.section(mark, own(species)));
         }
@@ -111,7 +113,11 @@ impl World {
             if living.is_empty() && guards.is_empty() {
                 return;
             }
-            assert!(!last, "{context}, {deadline:?} later: {living:#?}\nguards {guards:?}\nthe daemon: {}", self.daemon.stderr());
+            assert!(
+                !last,
+                "{context}, {deadline:?} later: {living:#?}\nguards {guards:?}\nthe daemon: {}",
+                self.daemon.stderr()
+            );
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }

@@ -35,12 +35,7 @@ pub(crate) struct Species {
     pub(crate) manners: Manners,
 }
 
-const fn evil(
-    name: &'static str,
-    words: &'static [&'static str],
-    least: usize,
-    manners: Manners,
-) -> Species {
+const fn evil(name: &'static str, words: &'static [&'static str], least: usize, manners: Manners) -> Species {
     Species { name, words, least, manners }
 }
 
@@ -95,14 +90,19 @@ impl Species {
     pub(crate) fn section(&self, mark: &Mark, more: &str) -> String {
         let (program, args) = self.launch();
         let (name, value) = mark.env();
-        format!("[servers.{}]\ncommand = {program:?}\nargs = {args:?}\nenv = {{ {name} = {value:?} }}\n{more}\n", self.name)
+        format!(
+            "[servers.{}]\ncommand = {program:?}\nargs = {args:?}\nenv = {{ {name} = {value:?} }}\n{more}\n",
+            self.name
+        )
     }
 
     /// Whether so many of its processes are there as it is going to have. Those on their way to another
     /// program or to their end are not counted.
     pub(crate) fn at_its_worst(&self, seen: &[Marked]) -> bool {
-        let orphans = ["double-fork", "clean-env-fork"].iter().filter(|word| self.words.contains(word)).count();
-        let fleeting = |one: &&Marked| one.command.contains("fork-and-leave") || one.command.starts_with("sh -c trap");
+        let orphans =
+            ["double-fork", "clean-env-fork"].iter().filter(|word| self.words.contains(word)).count();
+        let fleeting =
+            |one: &&Marked| one.command.contains("fork-and-leave") || one.command.starts_with("sh -c trap");
         let stays = seen.len() - seen.iter().filter(fleeting).count();
         self.manners == Manners::Dies
             || (stays >= self.least && seen.iter().filter(|one| is_orphan(one)).count() >= orphans)
@@ -146,7 +146,8 @@ fn everything() -> &'static str {
     PACKAGE.get_or_init(|| {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart/ostler.toml");
         let text = std::fs::read_to_string(&file).expect("the quickstart is there");
-        let package = text.split('"').find(|word| word.starts_with("@modelcontextprotocol/server-everything@"));
+        let package =
+            text.split('"').find(|word| word.starts_with("@modelcontextprotocol/server-everything@"));
         package.expect("the quickstart pins the server").to_owned()
     })
 }

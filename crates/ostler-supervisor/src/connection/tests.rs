@@ -1,0 +1,214 @@
+//! The task of a connection between two sessions and a process that the test plays. Time is virtual.
+
+use ostler_domain::Concurrency;
+use ostler_mcp::Kind;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::time::Instant;
+
+use super::*;
+use crate::stream::{Keep, Presence};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A connection in serial mode, and the other ends of its pipes.
+struct Process {
+    connection: Arc<Connection>,
+    input: Lines<BufReader<pipe::Receiver>>,
+    output: Option<pipe::Sender>,
+    news: mpsc::Receiver<News>,
+}
+
+impl Process {
+    fn new() -> Self {
+        let (stdin, input) = pipe::pipe().unwrap();
+        let (output, stdout) = pipe::pipe().unwrap();
+        let (news_sender, news) = mpsc::channel(3);
+        let settings = Settings {
+            era: Era::Legacy,
+            exclusive: false,
+            concurrency: Concurrency::Serial,
+            asks_back: true,
+            max_calls: 10,
+            call_idle_ms: 3_600_000,
+            call_max_ms: 3_600_000,
+            reverse_base: 1 << 32,
+        };
+        let parts = Parts {
+            instance: InstanceId { server: "test".parse().unwrap(), number: 1 },
+            generation: Generation(1),
+            settings,
+            max_message: 1 << 20,
+            budget: Budget::new(1 << 20),
+            log: Arc::new(Log::new(10)),
+            events: Arc::new(Events::default()),
+            news: news_sender,
+        };
+        let connection = Connection::open(stdin, stdout, parts);
+        Self { connection, input: BufReader::new(input).lines(), output: Some(output), news }
+    }
+
+    /// A session whose client reads nothing yet.
+    async fn attach(&self, session: SessionKey) -> Arc<ReplayStream> {
+        let stream = Arc::new(ReplayStream::of(Keep { events: 10, bytes: 1000 }, Arc::<Presence>::default()));
+        self.connection.attach(session, Arc::clone(&stream)).await.unwrap();
+        stream
+    }
+
+    async fn call(&self, session: SessionKey) -> oneshot::Receiver<First> {
+        let (sink, first) = CallSink::new();
+        let ticket = self.connection.ticket();
+        let request = Request {
+            ticket,
+            session: Some(session),
+            client_id: Bytes::from_static(b"1"),
+            client_token: None,
+            kind: CallKind::Call,
+            special: None,
+            wants_log: false,
+            wire: Message::from(json!({"jsonrpc": "2.0", "id": ticket, "method": "x"}).to_string()),
+            sink,
+        };
+        self.connection.call(request, MINUTE).await.unwrap();
+        first
+    }
+
+    /// The next message that the process is sent.
+    async fn hears(&mut self) -> Value {
+        let line = self.input.next_line().await.unwrap().expect("a line");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    async fn says(&mut self, message: Value) {
+        let output = self.output.as_mut().unwrap();
+        output.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+    }
+}
+
+async fn answer(first: oneshot::Receiver<First>) -> Answer {
+    match first.await.unwrap() {
+        First::Answer(answer) => answer,
+        First::Stream(stream) => stream.answer.await.unwrap(),
+    }
+}
+
+fn text(answer: &Answer) -> String {
+    String::from_utf8(answer.message.to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_gone_does_not_hold_up_the_others() {
+    let mut process = Process::new();
+    let stream = process.attach(7).await;
+    process.attach(8).await;
+    let reader = stream.read();
+    let asking = process.call(7).await;
+    let ticket = process.hears().await["id"].clone();
+    let next = process.call(8).await;
+    process.says(json!({"jsonrpc": "2.0", "id": "q", "method": "roots/list"})).await;
+    let First::Stream(mut messages) = asking.await.unwrap() else { panic!("a question was due") };
+    assert!(text_of(&messages.messages.recv().await.unwrap()).contains("roots/list"));
+
+    // A person may think for long, as long as the client is there.
+    let waited = tokio::time::timeout(10 * MINUTE, process.hears()).await;
+    assert!(waited.is_err(), "{waited:?}");
+    drop(reader);
+    let left = Instant::now();
+    let refused = process.hears().await;
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!("q"), &json!(-32601)));
+    assert_eq!(refused["error"]["message"], "the client is gone");
+    let after = left.elapsed();
+    assert!((Duration::from_secs(15)..Duration::from_secs(16)).contains(&after), "{after:?}");
+
+    process.says(json!({"jsonrpc": "2.0", "id": ticket, "result": {}})).await;
+    let ticket = process.hears().await["id"].clone();
+    process.says(json!({"jsonrpc": "2.0", "id": ticket, "result": {"for": 8}})).await;
+    assert!(text(&answer(next).await).contains("\"for\":8"));
+}
+
+fn text_of(message: &Message) -> String {
+    String::from_utf8(message.to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_back_in_time_is_still_asked() {
+    let mut process = Process::new();
+    let stream = process.attach(7).await;
+    process.attach(8).await;
+    let reader = stream.read();
+    let _asking = process.call(7).await;
+    process.hears().await;
+    process.says(json!({"jsonrpc": "2.0", "id": "q", "method": "roots/list"})).await;
+    drop(reader);
+    let soon = Duration::from_secs(14);
+    for _ in 0..5 {
+        let waited = tokio::time::timeout(soon, process.hears()).await;
+        assert!(waited.is_err(), "{waited:?}");
+        drop(stream.read());
+    }
+    let refused = process.hears().await;
+    assert_eq!(refused["error"]["message"], "the client is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_a_process_that_ends_hear_how_it_ended() {
+    let mut process = Process::new();
+    process.attach(7).await;
+    let call = process.call(7).await;
+    process.hears().await;
+    process.output = None;
+    assert_eq!(process.news.recv().await, Some(News::OutputClosed));
+    process.connection.fail("the server was ended by SIGKILL".to_owned());
+    let answer = answer(call).await;
+    assert_eq!(answer.kind, Kind::Error(ostler_mcp::rpc::INSTANCE_LOST));
+    assert!(text(&answer).contains("the server was ended by SIGKILL"), "{}", text(&answer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_reason_counts_and_outlives_the_connection() {
+    let mut process = Process::new();
+    process.attach(7).await;
+    let call = process.call(7).await;
+    process.hears().await;
+    for reason in ["the server exited with status 7", "the instance ended"] {
+        process.connection.fail(reason.to_owned());
+    }
+    // Nobody holds it any more, while its output is still open: something may be left to read.
+    process.connection = Process::new().connection;
+    let answer = answer(call).await;
+    assert!(text(&answer).contains("the server exited with status 7"), "{}", text(&answer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_closes_its_output_and_lives_on_keeps_nobody_waiting() {
+    let mut process = Process::new();
+    process.attach(7).await;
+    let call = process.call(7).await;
+    process.hears().await;
+    let closed = Instant::now();
+    process.output = None;
+    assert!(text(&answer(call).await).contains("the server closed its output"));
+    assert!(closed.elapsed() < Duration::from_secs(1), "{:?}", closed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_closes_its_input_is_reported() {
+    let mut process = Process::new();
+    process.attach(7).await;
+    process.input = BufReader::new(pipe::pipe().unwrap().1).lines();
+    let call = process.call(7).await;
+    assert_eq!(process.news.recv().await, Some(News::InputClosed));
+    assert!(text(&answer(call).await).contains("does not take requests"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_process_answered_before_it_ended_is_its_answer() {
+    let mut process = Process::new();
+    process.attach(7).await;
+    let call = process.call(7).await;
+    let ticket = process.hears().await["id"].clone();
+    process.says(json!({"jsonrpc": "2.0", "id": ticket, "result": {"last": "words"}})).await;
+    process.connection.fail("the server exited with status 0".to_owned());
+    process.connection.fail("the instance ended".to_owned());
+    assert!(text(&answer(call).await).contains("last"));
+}
