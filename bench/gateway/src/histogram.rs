@@ -20,12 +20,7 @@ pub struct Histogram {
 impl Default for Histogram {
     fn default() -> Self {
         let buckets = vec![0; usize::try_from((OCTAVES + 1) * STEPS).unwrap_or(usize::MAX)];
-        Self {
-            buckets,
-            count: 0,
-            sum_ns: 0,
-            max_ns: 0,
-        }
+        Self { buckets, count: 0, sum_ns: 0, max_ns: 0 }
     }
 }
 
@@ -71,11 +66,7 @@ impl Histogram {
 
     /// The mean in microseconds, exact. Zero when nothing was recorded.
     pub fn mean_us(&self) -> f64 {
-        if self.count == 0 {
-            0.0
-        } else {
-            self.sum_ns as f64 / self.count as f64 / 1_000.0
-        }
+        if self.count == 0 { 0.0 } else { self.sum_ns as f64 / self.count as f64 / 1_000.0 }
     }
 
     /// The longest duration in microseconds, exact.
@@ -112,11 +103,7 @@ mod tests {
     #[test]
     fn every_value_is_within_its_bucket_by_the_promised_error() {
         for exponent in 0..39 {
-            for ns in [
-                1u64 << exponent,
-                (1u64 << exponent) + 1,
-                (1u64 << exponent) * 3 / 2,
-            ] {
+            for ns in [1u64 << exponent, (1u64 << exponent) + 1, (1u64 << exponent) * 3 / 2] {
                 let middle = middle_of(bucket_of(ns));
                 let error = (middle - ns as f64).abs() / ns as f64;
                 assert!(error <= 0.008, "{ns} ns became {middle} ns");
@@ -134,16 +121,8 @@ mod tests {
         }
         all.merge(&half);
         assert_eq!(all.count(), 1_000);
-        assert!(
-            (all.quantile_us(0.5) - 500.0).abs() < 5.0,
-            "{}",
-            all.quantile_us(0.5)
-        );
-        assert!(
-            (all.quantile_us(0.99) - 990.0).abs() < 9.0,
-            "{}",
-            all.quantile_us(0.99)
-        );
+        assert!((all.quantile_us(0.5) - 500.0).abs() < 5.0, "{}", all.quantile_us(0.5));
+        assert!((all.quantile_us(0.99) - 990.0).abs() < 9.0, "{}", all.quantile_us(0.99));
         assert!((all.mean_us() - 500.5).abs() < 1e-9);
         assert!((all.max_us() - 1_000.0).abs() < 1e-9);
     }

@@ -70,12 +70,7 @@ impl Connection {
     pub async fn post(&mut self, message: &str) -> io::Result<Reply> {
         use io::Write as _;
         self.output.clear();
-        write!(
-            self.output,
-            "{}Content-Length: {}\r\n\r\n{message}",
-            self.prefix,
-            message.len()
-        )?;
+        write!(self.output, "{}Content-Length: {}\r\n\r\n{message}", self.prefix, message.len())?;
         self.stream.write_all(&self.output).await?;
         self.input.clear();
         self.body.clear();
@@ -87,11 +82,7 @@ impl Connection {
             }
         };
         let at = self.read_body(&head).await?;
-        Ok(Reply {
-            status: head.status,
-            session: head.session,
-            at,
-        })
+        Ok(Reply { status: head.status, session: head.session, at })
     }
 
     /// The message of the last reply: its body, or the first answer among its events. Empty when there was none.
@@ -109,19 +100,14 @@ impl Connection {
                     if self.input.len() < head.length + length {
                         false
                     } else {
-                        self.body
-                            .extend_from_slice(&self.input[head.length..head.length + length]);
+                        self.body.extend_from_slice(&self.input[head.length..head.length + length]);
                         true
                     }
                 }
                 BodyLength::Chunked => unchunk(&self.input, &mut position, &mut self.body)?,
             };
             if message_at.is_none() && (complete || head.events) {
-                let found = if head.events {
-                    first_answer(&self.body)
-                } else {
-                    Some(0..self.body.len())
-                };
+                let found = if head.events { first_answer(&self.body) } else { Some(0..self.body.len()) };
                 if let Some(range) = found {
                     self.message = range;
                     message_at = Some(Instant::now());
@@ -139,10 +125,7 @@ impl Connection {
             return Err(io::Error::other("the reply is longer than this client accepts"));
         }
         if self.stream.read_buf(&mut self.input).await? == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the server closed the connection",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
         }
         Ok(())
     }
@@ -176,13 +159,8 @@ impl Head {
             .and_then(|rest| rest.get(..3))
             .and_then(|digits| digits.parse().ok())
             .ok_or_else(|| bad("no HTTP/1.1 status line"))?;
-        let mut head = Self {
-            status,
-            length: end + 4,
-            body: BodyLength::Known(0),
-            events: false,
-            session: None,
-        };
+        let mut head =
+            Self { status, length: end + 4, body: BodyLength::Known(0), events: false, session: None };
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             let value = value.trim();
             if name.eq_ignore_ascii_case("content-length") {
@@ -261,10 +239,7 @@ mod tests {
                      TRANSFER-ENCODING: chunked\r\nmcp-session-id: abc\r\n\r\nrest";
         assert!(Head::parse(&text[..40]).expect("no error").is_none());
         let head = Head::parse(text).expect("no error").expect("complete");
-        assert_eq!(
-            (head.status, head.events, head.session.as_deref()),
-            (200, true, Some("abc"))
-        );
+        assert_eq!((head.status, head.events, head.session.as_deref()), (200, true, Some("abc")));
         assert!(matches!(head.body, BodyLength::Chunked));
         assert_eq!(&text[head.length..], b"rest");
         assert!(Head::parse(b"garbage\r\n\r\n").is_err());
@@ -275,14 +250,8 @@ mod tests {
         let whole = b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\n\r\n";
         for split in 0..whole.len() {
             let (mut position, mut body) = (0, Vec::new());
-            assert!(
-                !unchunk(&whole[..split], &mut position, &mut body).expect("no error"),
-                "at {split}"
-            );
-            assert!(
-                unchunk(whole, &mut position, &mut body).expect("no error"),
-                "at {split}"
-            );
+            assert!(!unchunk(&whole[..split], &mut position, &mut body).expect("no error"), "at {split}");
+            assert!(unchunk(whole, &mut position, &mut body).expect("no error"), "at {split}");
             assert_eq!(body, b"hello world", "at {split}");
         }
         assert!(unchunk(b"zz\r\n", &mut 0, &mut Vec::new()).is_err());

@@ -39,10 +39,7 @@ impl Target {
         let wrong = || format!("{url:?} is not http://ADDRESS:PORT/PATH with a numeric address");
         let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
         let (address, path) = rest.split_once('/').unwrap_or((rest, ""));
-        Ok(Self::Http {
-            address: address.parse().map_err(|_| wrong())?,
-            path: format!("/{path}"),
-        })
+        Ok(Self::Http { address: address.parse().map_err(|_| wrong())?, path: format!("/{path}") })
     }
 }
 
@@ -83,9 +80,8 @@ impl Session {
     pub async fn open(target: &Target) -> Result<Self, String> {
         match target {
             Target::Http { address, path } => {
-                let mut connection = Connection::open(*address, path)
-                    .await
-                    .map_err(|error| format!("connect: {error}"))?;
+                let mut connection =
+                    Connection::open(*address, path).await.map_err(|error| format!("connect: {error}"))?;
                 let reply = connection
                     .post(&mcp::initialize())
                     .await
@@ -143,10 +139,7 @@ impl Session {
 impl Pipes {
     fn start(command: &[String], mark: &str) -> io::Result<Self> {
         let [program, arguments @ ..] = command else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "no command was given",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no command was given"));
         };
         let mut child = Command::new(program)
             .args(arguments)
@@ -160,13 +153,7 @@ impl Pipes {
             .take()
             .zip(child.stdout.take())
             .ok_or_else(|| io::Error::other("the server's pipes were not made"))?;
-        Ok(Self {
-            stdin,
-            stdout,
-            line: Vec::with_capacity(4096),
-            output: Vec::new(),
-            _child: child,
-        })
+        Ok(Self { stdin, stdout, line: Vec::with_capacity(4096), output: Vec::new(), _child: child })
     }
 
     async fn send(&mut self, message: &str) -> io::Result<()> {
@@ -182,10 +169,7 @@ impl Pipes {
         self.line.clear();
         while !self.line.ends_with(b"\n") {
             if self.stdout.read_buf(&mut self.line).await? == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the server closed its output",
-                ));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed its output"));
             }
         }
         Ok(Instant::now())

@@ -103,11 +103,7 @@ impl Tree {
         for (pid, process) in processes {
             children.entry(process.parent).or_default().push(*pid);
         }
-        let mut open: Vec<u32> = processes
-            .keys()
-            .copied()
-            .filter(|pid| self.is_marked(*pid))
-            .collect();
+        let mut open: Vec<u32> = processes.keys().copied().filter(|pid| self.is_marked(*pid)).collect();
         if processes.contains_key(&self.root) {
             open.push(self.root);
         }
@@ -123,11 +119,8 @@ impl Tree {
     fn is_marked(&self, pid: u32) -> bool {
         let Some(mark) = &self.mark else { return false };
         let wanted = format!("{MARK}={mark}");
-        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-            environment
-                .split(|byte| *byte == 0)
-                .any(|one| one == wanted.as_bytes())
-        })
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes()))
     }
 }
 
@@ -198,12 +191,7 @@ mod tests {
 
     #[test]
     fn this_process_is_its_own_tree() {
-        let sample = Tree {
-            root: std::process::id(),
-            mark: None,
-        }
-        .sample()
-        .expect("/proc");
+        let sample = Tree { root: std::process::id(), mark: None }.sample().expect("/proc");
         assert!(sample.gateway_processes >= 1);
         assert!(sample.root_rss_kib > 0 && sample.gateway_rss_kib >= sample.root_rss_kib);
         assert!(sample.gateway_pss_kib > 0);
@@ -218,12 +206,7 @@ mod tests {
             .spawn()
             .expect("cat starts");
         // The root is a process that never exists, so only the mark leads to the child.
-        let sample = Tree {
-            root: u32::MAX,
-            mark: Some(mark),
-        }
-        .sample()
-        .expect("/proc");
+        let sample = Tree { root: u32::MAX, mark: Some(mark) }.sample().expect("/proc");
         drop(child.stdin.take());
         child.wait().expect("cat ends with its input");
         assert_eq!(sample.gateway_processes, 1);

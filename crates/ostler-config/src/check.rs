@@ -82,15 +82,8 @@ impl Checker<'_> {
             }
             match keys::find(groups, &entry.key) {
                 None => self.unknown_key(groups, entry, title),
-                Some(Key {
-                    kind: Kind::Later,
-                    name,
-                    ..
-                }) => self.later(entry, name),
-                Some(Key {
-                    kind: Kind::Table(inner),
-                    ..
-                }) => {
+                Some(Key { kind: Kind::Later, name, .. }) => self.later(entry, name),
+                Some(Key { kind: Kind::Table(inner), .. }) => {
                     let inner_title = match title.strip_suffix(']') {
                         Some(open) => format!("{open}.{}]", entry.key),
                         None if prefix.is_empty() && title == FILE => format!("[{}]", entry.key),
@@ -99,9 +92,7 @@ impl Checker<'_> {
                     let path = format!("{prefix}{}.", entry.key);
                     self.table(inner, &entry.node, &inner_title, &path, into);
                 }
-                Some(Key {
-                    kind: Kind::Named(_), ..
-                }) => {}
+                Some(Key { kind: Kind::Named(_), .. }) => {}
                 Some(key) => {
                     if let Some(value) = self.value(key, &entry.node) {
                         let place = self.place(&entry.node);
@@ -123,10 +114,7 @@ impl Checker<'_> {
                     Place::new(self.source, entry.key_range.clone()),
                     format!("`{}` is given twice in {title}", entry.key),
                 )
-                .other(
-                    Place::new(self.source, first.key_range.clone()),
-                    "first given here",
-                );
+                .other(Place::new(self.source, first.key_range.clone()), "first given here");
                 self.out.error(error.help("keep one of the two"));
             }
         }
@@ -143,11 +131,7 @@ impl Checker<'_> {
             error = error.help(format!("`{}` is a key of {home}", entry.key));
         }
         let list: Vec<_> = names().map(|n| format!("`{n}`")).collect();
-        self.out.error(
-            error
-                .nearest(near)
-                .expected(format!("one of {}", list.join(", "))),
-        );
+        self.out.error(error.nearest(near).expected(format!("one of {}", list.join(", "))));
     }
 
     fn later(&mut self, entry: &Entry, name: &str) {
@@ -215,11 +199,7 @@ impl Checker<'_> {
                 }
                 Some(text) => texts.push((entry.key.clone(), text.to_owned(), self.place(&entry.node))),
                 None => {
-                    self.wrong_type(
-                        &entry.node,
-                        &format!("`{}` in {name}", entry.key),
-                        "a text in quotes",
-                    );
+                    self.wrong_type(&entry.node, &format!("`{}` in {name}", entry.key), "a text in quotes");
                 }
             }
         }
@@ -237,8 +217,7 @@ impl Checker<'_> {
             Some(count) => Some(Typed::Count(count)),
             None => {
                 let error = Diagnostic::at(self.place(node), format!("{name} is out of range"));
-                self.out
-                    .error(error.expected(format!("a number from {} to {}", range.start(), range.end())));
+                self.out.error(error.expected(format!("a number from {} to {}", range.start(), range.end())));
                 None
             }
         }
@@ -279,8 +258,7 @@ impl Checker<'_> {
             Ok(bytes) if !range.contains(&bytes) => {
                 let error = Diagnostic::at(self.place(node), format!("`{}` is out of range", key.name));
                 let (min, max) = (range.start() >> 10, range.end() >> 30);
-                self.out
-                    .error(error.expected(format!("a size from {min}KiB to {max}GiB")));
+                self.out.error(error.expected(format!("a size from {min}KiB to {max}GiB")));
                 None
             }
             Ok(bytes) => Some(Typed::Size(bytes)),
@@ -305,10 +283,7 @@ impl Checker<'_> {
             ),
             UnitError::Unit(name, Some(near)) => (
                 format!("`{name}` is not a unit of {what}"),
-                Some(format!(
-                    "did you mean `\"{}\"`?",
-                    number.replace(name.as_str(), near)
-                )),
+                Some(format!("did you mean `\"{}\"`?", number.replace(name.as_str(), near))),
             ),
             UnitError::Unit(name, None) => (format!("`{name}` is not a unit of {what}"), None),
             UnitError::TooLarge => (format!("`{}` is too large", key.name), None),
@@ -340,8 +315,7 @@ impl Checker<'_> {
             Some(found) if found.available => return Some(Typed::Choice(found.word)),
             Some(found) => {
                 let message = format!("{name} `{}` is not available in this version yet", found.word);
-                self.out
-                    .error(Diagnostic::at(place, message).expected(words(choices)));
+                self.out.error(Diagnostic::at(place, message).expected(words(choices)));
             }
             None => {
                 let near = nearest(word, choices.iter().filter(|c| c.available).map(|c| c.word));
@@ -360,11 +334,8 @@ pub(crate) fn is_variable(name: &str) -> bool {
 
 /// The error for a name that it does not take.
 pub(crate) fn not_a_variable(place: Place, name: &str) -> Diagnostic {
-    Diagnostic::at(
-        place,
-        format!("`{}` cannot be the name of a variable", name.escape_debug()),
-    )
-    .expected("a name without `=`, such as `GITHUB_TOKEN`")
+    Diagnostic::at(place, format!("`{}` cannot be the name of a variable", name.escape_debug()))
+        .expected("a name without `=`, such as `GITHUB_TOKEN`")
 }
 
 /// What a kind of key takes, as messages say it.
@@ -386,11 +357,7 @@ pub(crate) fn expected(kind: &Kind) -> String {
 
 /// The words of a choice that this version has.
 fn words(choices: &[Choice]) -> String {
-    let words: Vec<_> = choices
-        .iter()
-        .filter(|c| c.available)
-        .map(|c| format!("`\"{}\"`", c.word))
-        .collect();
+    let words: Vec<_> = choices.iter().filter(|c| c.available).map(|c| format!("`\"{}\"`", c.word)).collect();
     words.join(" or ")
 }
 

@@ -86,9 +86,7 @@ pub struct Sessions {
 impl Gateway {
     pub(crate) fn build(checked: &Checked, out: &mut Findings) -> Self {
         let base = defaults(keys::GATEWAY);
-        let values = Values {
-            layers: &[checked, &base],
-        };
+        let values = Values { layers: &[checked, &base] };
         let gateway = Self {
             listen: values.address("listen"),
             allow_remote: values.flag("allow_remote"),
@@ -117,18 +115,10 @@ impl Gateway {
                 format!("`listen` is {}, which other machines can reach", self.listen),
             );
             let help = "set `allow_remote = true` in [gateway] if that is meant";
-            out.error(
-                error
-                    .expected("a loopback address such as `127.0.0.1:7320`")
-                    .help(help),
-            );
+            out.error(error.expected("a loopback address such as `127.0.0.1:7320`").help(help));
         }
         if self.body_memory < self.max_body {
-            let said = if checked.contains_key("body_memory") {
-                "body_memory"
-            } else {
-                "max_body"
-            };
+            let said = if checked.contains_key("body_memory") { "body_memory" } else { "max_body" };
             let message = "`body_memory` is less than `max_body`, so the largest request could never be read";
             let error = Diagnostic::at(values.place(said), message);
             out.error(error.help("raise `body_memory` or lower `max_body`"));
@@ -152,9 +142,7 @@ impl Gateway {
 impl Limits {
     pub(crate) fn build(checked: &Checked) -> Self {
         let base = defaults(keys::LIMITS);
-        let values = Values {
-            layers: &[checked, &base],
-        };
+        let values = Values { layers: &[checked, &base] };
         Self {
             sessions: values.count("sessions"),
             session_calls: values.count("session_calls"),
@@ -167,12 +155,7 @@ impl Limits {
 impl Sessions {
     pub(crate) fn build(checked: &Checked) -> Self {
         let base = defaults(keys::SESSIONS);
-        Self {
-            idle: Values {
-                layers: &[checked, &base],
-            }
-            .duration("idle"),
-        }
+        Self { idle: Values { layers: &[checked, &base] }.duration("idle") }
     }
 }
 

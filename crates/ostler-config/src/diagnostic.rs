@@ -65,28 +65,12 @@ impl Diagnostic {
             (line.number, line.column)
         });
         let (expected, nearest, help, other) = (None, None, None, None);
-        Self {
-            severity,
-            file,
-            line,
-            column,
-            message,
-            expected,
-            nearest,
-            help,
-            place,
-            other,
-        }
+        Self { severity, file, line, column, message, expected, nearest, help, place, other }
     }
 
     /// A problem at a place.
     pub(crate) fn at(place: Place, message: impl Into<String>) -> Self {
-        Self::new(
-            Severity::Error,
-            place.source.name.clone(),
-            Some(place),
-            message.into(),
-        )
+        Self::new(Severity::Error, place.source.name.clone(), Some(place), message.into())
     }
 
     /// A problem of a whole file.
@@ -142,11 +126,7 @@ impl Diagnostic {
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(normalize_untrusted_str(help)));
         }
-        let renderer = if color {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         renderer.render(&[group])
     }
 }
@@ -162,13 +142,9 @@ fn mark<'a>(group: Group<'a>, place: &'a Place, label: Option<&'a str>, kind: An
         annotation = annotation.label(normalize_untrusted_str(label));
     }
     let clipped = matches!(text, Cow::Owned(_));
-    let snippet = Snippet::source(text)
-        .line_start(line.number)
-        .annotation(annotation);
+    let snippet = Snippet::source(text).line_start(line.number).annotation(annotation);
     if clipped {
-        group
-            .element(Origin::path(path).line(line.number).char_column(line.column))
-            .element(snippet)
+        group.element(Origin::path(path).line(line.number).char_column(line.column)).element(snippet)
     } else {
         group.element(snippet.path(path))
     }
@@ -182,10 +158,7 @@ fn clip(text: &str, mark: Range<usize>) -> (Cow<'_, str>, Range<usize>) {
     }
     let from = text.floor_char_boundary(mark.start.saturating_sub(CLIP_BYTES));
     let to = text.ceil_char_boundary((end + CLIP_BYTES).min(text.len()));
-    (
-        Cow::Owned(text[from..to].to_owned()),
-        mark.start - from..end - from,
-    )
+    (Cow::Owned(text[from..to].to_owned()), mark.start - from..end - from)
 }
 
 impl fmt::Display for Diagnostic {
@@ -261,12 +234,7 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
     let allowed = (name.chars().count() / 3).max(1);
     candidates
         .into_iter()
-        .map(|c| {
-            (
-                strsim::damerau_levenshtein(&lower, &c.to_lowercase().replace('-', "_")),
-                c,
-            )
-        })
+        .map(|c| (strsim::damerau_levenshtein(&lower, &c.to_lowercase().replace('-', "_")), c))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c)

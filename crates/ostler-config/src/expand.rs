@@ -88,24 +88,20 @@ impl Variables<'_> {
         match inner {
             "workspaceFolder" => return Ok(folder()),
             "workspaceFolderBasename" => {
-                return Ok(self
-                    .folder
-                    .file_name()
-                    .map(|n| n.display().to_string())
-                    .unwrap_or_default());
+                return Ok(self.folder.file_name().map(|n| n.display().to_string()).unwrap_or_default());
             }
             "userHome" => return (self.env)("HOME").ok_or_else(|| Trouble::Unset("HOME".into())),
             "pathSeparator" | "/" => return Ok(std::path::MAIN_SEPARATOR.to_string()),
             _ => {}
         }
         match inner.split_once(':') {
-            Some(("env", name)) => self
-                .variable(name)
-                .ok_or_else(|| Trouble::Unset(before_default(name).to_owned())),
+            Some(("env", name)) => {
+                self.variable(name).ok_or_else(|| Trouble::Unset(before_default(name).to_owned()))
+            }
             Some(("input" | "command" | "config", _)) => Err(Trouble::ClientOnly(inner.to_owned())),
-            _ if self.style == Style::Foreign && is_name(before_default(inner)) => self
-                .variable(inner)
-                .ok_or_else(|| Trouble::Unknown(inner.to_owned())),
+            _ if self.style == Style::Foreign && is_name(before_default(inner)) => {
+                self.variable(inner).ok_or_else(|| Trouble::Unknown(inner.to_owned()))
+            }
             _ => Err(Trouble::Unknown(inner.to_owned())),
         }
     }
@@ -114,11 +110,7 @@ impl Variables<'_> {
     fn variable(&self, spec: &str) -> Option<String> {
         let value = (self.env)(before_default(spec));
         match spec.split_once(":-") {
-            Some((_, default)) => Some(
-                value
-                    .filter(|v| !v.is_empty())
-                    .unwrap_or_else(|| default.to_owned()),
-            ),
+            Some((_, default)) => Some(value.filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned())),
             None => value,
         }
     }
@@ -146,14 +138,8 @@ mod tests {
             "EMPTY" => Some(String::new()),
             _ => None,
         };
-        let variables = Variables {
-            style,
-            folder: Path::new("/src/shop"),
-            env: &env,
-        };
-        expand(text, &variables)
-            .map(|e| e.text)
-            .map_err(|(_, trouble)| trouble)
+        let variables = Variables { style, folder: Path::new("/src/shop"), env: &env };
+        expand(text, &variables).map(|e| e.text).map_err(|(_, trouble)| trouble)
     }
 
     #[test]
@@ -183,19 +169,13 @@ mod tests {
             assert_eq!(check(Style::Ostler, text), Err(trouble.clone()), "{text}");
             assert_eq!(check(Style::Foreign, text), Err(trouble), "{text}");
         }
-        assert_eq!(
-            check(Style::Ostler, "${HOME}"),
-            Err(Trouble::Unknown("HOME".into()))
-        );
+        assert_eq!(check(Style::Ostler, "${HOME}"), Err(Trouble::Unknown("HOME".into())));
         assert_eq!(check(Style::Ostler, "${env:HOME"), Err(Trouble::Open));
     }
 
     #[test]
     fn the_two_styles_differ_in_what_they_leave_alone() {
-        assert_eq!(
-            check(Style::Ostler, "$${HOME} $$${HOME}").as_deref(),
-            Ok("${HOME} $${HOME}")
-        );
+        assert_eq!(check(Style::Ostler, "$${HOME} $$${HOME}").as_deref(), Ok("${HOME} $${HOME}"));
         assert_eq!(
             check(Style::Foreign, "${HOME} ${NONE} ${NONE:-x} ${a b} ${").as_deref(),
             Ok("/home/ann ${NONE} x ${a b} ${")

@@ -47,18 +47,8 @@ const IGNORED: &[&str] = &[
 const REMOTE_KEYS: &[&str] = &["url", "serverUrl", "httpUrl"];
 
 /// Keys that are read, for the nearest name of an unknown one.
-const READ: &[&str] = &[
-    "command",
-    "args",
-    "env",
-    "cwd",
-    "type",
-    "transport",
-    "disabled",
-    "enabled",
-    "url",
-    "ostler",
-];
+const READ: &[&str] =
+    &["command", "args", "env", "cwd", "type", "transport", "disabled", "enabled", "url", "ostler"];
 
 /// A list of servers found in a file.
 struct Listing<'a> {
@@ -82,18 +72,9 @@ pub(crate) fn servers(source: &Arc<Source>, root: &Node, env: Env<'_>, out: &mut
             if !seen.insert(entry.key.as_str()) {
                 continue;
             }
-            let mut reader = Reader {
-                source,
-                listing: &listing,
-                entry,
-                out,
-            };
+            let mut reader = Reader { source, listing: &listing, entry, out };
             let Some(server) = reader.server() else { continue };
-            let taken = if listing.per_project {
-                found.iter().find(|s| s.name == server.name)
-            } else {
-                None
-            };
+            let taken = if listing.per_project { found.iter().find(|s| s.name == server.name) } else { None };
             match taken {
                 Some(first) => {
                     let message = format!(
@@ -121,12 +102,7 @@ fn listings<'a>(source: &Arc<Source>, root: &'a Node, env: Env<'_>, out: &mut Fi
         |node: &'a Node, what: &str, folder: &Path, cwd: Option<PathBuf>, per_project, out: &mut Findings| {
             match node.entries() {
                 Some(entries) => {
-                    found.push(Listing {
-                        entries,
-                        folder: folder.to_owned(),
-                        default_cwd: cwd,
-                        per_project,
-                    });
+                    found.push(Listing { entries, folder: folder.to_owned(), default_cwd: cwd, per_project });
                 }
                 None => out.error(
                     Diagnostic::at(
@@ -156,9 +132,7 @@ fn listings<'a>(source: &Arc<Source>, root: &'a Node, env: Env<'_>, out: &mut Fi
     if SHAPES.iter().any(|key| root.get(key).is_some()) {
         return found;
     }
-    if root
-        .entries()
-        .is_some_and(|entries| !entries.is_empty() && entries.iter().all(|e| is_entry(&e.node)))
+    if root.entries().is_some_and(|entries| !entries.is_empty() && entries.iter().all(|e| is_entry(&e.node)))
     {
         add(root, "the file", &folder, default_cwd, false, out);
     } else {
@@ -186,10 +160,8 @@ fn no_shape(source: &Arc<Source>, root: &Node) -> Diagnostic {
 /// The working directory that a project's file means: clients start its servers in the project's folder. A
 /// file for the whole user (in the home directory) means none.
 fn project_cwd(source: &Source, folder: &Path, env: Env<'_>) -> Option<PathBuf> {
-    let of_project = source.dir != folder
-        || Path::new(&source.name)
-            .file_name()
-            .is_some_and(|n| n == ".mcp.json");
+    let of_project =
+        source.dir != folder || Path::new(&source.name).file_name().is_some_and(|n| n == ".mcp.json");
     let home = env("HOME").is_some_and(|home| Path::new(&home) == folder);
     (of_project && !home).then(|| folder.to_owned())
 }
@@ -210,32 +182,17 @@ impl Reader<'_> {
                 self.at(&entry.node),
                 format!("server `{}` cannot be {}", entry.key, entry.node.kind()),
             );
-            self.out
-                .error(error.expected("an object with `command` and `args`"));
+            self.out.error(error.expected("an object with `command` and `args`"));
             return None;
         };
-        let off = matches!(
-            entry.node.get("disabled"),
-            Some(Node {
-                value: Value::Bool(true),
-                ..
-            })
-        ) || matches!(
-            entry.node.get("enabled"),
-            Some(Node {
-                value: Value::Bool(false),
-                ..
-            })
-        );
+        let off = matches!(entry.node.get("disabled"), Some(Node { value: Value::Bool(true), .. }))
+            || matches!(entry.node.get("enabled"), Some(Node { value: Value::Bool(false), .. }));
         if !off && self.skipped(&entry.node) {
             return None;
         }
         let name = self.name()?;
-        Checker {
-            source: self.source,
-            out: self.out,
-        }
-        .duplicates(entries, &format!("server `{}`", entry.key));
+        Checker { source: self.source, out: self.out }
+            .duplicates(entries, &format!("server `{}`", entry.key));
         let mut values = Checked::new();
         for inner in entries {
             if self.out.full() {
@@ -244,36 +201,18 @@ impl Reader<'_> {
             self.key(inner, &mut values);
         }
         if let Some(own) = entry.node.get("ostler") {
-            let mut checker = Checker {
-                source: self.source,
-                out: self.out,
-            };
-            checker.table(
-                keys::SERVER,
-                own,
-                &format!("`ostler` of server `{}`", entry.key),
-                "",
-                &mut values,
-            );
+            let mut checker = Checker { source: self.source, out: self.out };
+            checker.table(keys::SERVER, own, &format!("`ostler` of server `{}`", entry.key), "", &mut values);
         }
         if off {
-            values.insert(
-                "enabled".into(),
-                Found {
-                    value: Typed::Bool(false),
-                    place: self.key_place(),
-                },
-            );
+            values.insert("enabled".into(), Found { value: Typed::Bool(false), place: self.key_place() });
         }
         Some(RawServer {
             name,
             place: self.key_place(),
             values,
             has_command: entry.node.get("command").is_some()
-                || entry
-                    .node
-                    .get("ostler")
-                    .is_some_and(|o| o.get("command").is_some()),
+                || entry.node.get("ostler").is_some_and(|o| o.get("command").is_some()),
             style: Style::Foreign,
             folder: self.listing.folder.clone(),
             default_cwd: self.listing.default_cwd.clone(),
@@ -302,8 +241,7 @@ impl Reader<'_> {
                 Some(kind) if !matches!(kind.text(), Some("stdio" | "local")) => {
                     let why = format!(
                         "`{key}` is {}",
-                        kind.text()
-                            .map_or_else(|| kind.kind().into(), |t| format!("`{t}`"))
+                        kind.text().map_or_else(|| kind.kind().into(), |t| format!("`{t}`"))
                     );
                     let help =
                         "only servers that Ostler starts itself (stdio) are available in this version yet";
@@ -325,9 +263,7 @@ impl Reader<'_> {
                 );
             }
         }
-        let program = command
-            .and_then(Node::text)
-            .and_then(|c| Path::new(c).file_name());
+        let program = command.and_then(Node::text).and_then(|c| Path::new(c).file_name());
         let first = match node.get("args").map(|a| &a.value) {
             Some(Value::List(items)) => items.first().and_then(Node::text),
             _ => None,
@@ -348,11 +284,7 @@ impl Reader<'_> {
         let text = &self.entry.key;
         if text == RESERVED_NAME {
             let place = self.key_place();
-            self.skip(
-                place,
-                "the name is reserved for Ostler's own MCP server",
-                "give it another name",
-            );
+            self.skip(place, "the name is reserved for Ostler's own MCP server", "give it another name");
             return None;
         }
         if let Ok(name) = text.parse() {
@@ -366,12 +298,9 @@ impl Reader<'_> {
                 Some(name)
             }
             None => {
-                let error = Diagnostic::at(
-                    self.key_place(),
-                    format!("`{text}` cannot be the name of a server"),
-                );
-                self.out
-                    .error(error.expected("1 to 64 of A-Z a-z 0-9 _ - . with a letter or digit first"));
+                let error =
+                    Diagnostic::at(self.key_place(), format!("`{text}` cannot be the name of a server"));
+                self.out.error(error.expected("1 to 64 of A-Z a-z 0-9 _ - . with a letter or digit first"));
                 None
             }
         }
@@ -389,20 +318,16 @@ impl Reader<'_> {
             }
             name @ ("command" | "args" | "env" | "cwd") => self.launch_key(name, &inner.node, values),
             name @ ("disabled" | "enabled") if !matches!(inner.node.value, Value::Bool(_)) => {
-                let error = Diagnostic::at(
-                    self.at(&inner.node),
-                    format!("`{name}` cannot be {}", inner.node.kind()),
-                );
+                let error =
+                    Diagnostic::at(self.at(&inner.node), format!("`{name}` cannot be {}", inner.node.kind()));
                 self.out.error(error.expected("`true` or `false`"));
             }
             "disabled" | "enabled" | "type" | "transport" | "ostler" => {}
             name if IGNORED.contains(&name) || name.starts_with(['_', '$', '/']) => {}
             name => {
                 let place = Place::new(self.source, inner.key_range.clone());
-                let warning = Diagnostic::at(
-                    place,
-                    format!("`{name}` of server `{}` is not used", self.entry.key),
-                );
+                let warning =
+                    Diagnostic::at(place, format!("`{name}` of server `{}` is not used", self.entry.key));
                 let near = nearest(name, READ.iter().copied());
                 self.out.warning(match (name, near) {
                     ("timeout", _) => {
@@ -426,18 +351,9 @@ impl Reader<'_> {
             return;
         }
         let spelled = matches!(key.kind, Kind::TextMap).then(|| self.spelled(node));
-        let mut checker = Checker {
-            source: self.source,
-            out: self.out,
-        };
+        let mut checker = Checker { source: self.source, out: self.out };
         if let Some(value) = checker.value(key, spelled.as_ref().unwrap_or(node)) {
-            values.insert(
-                name.to_owned(),
-                Found {
-                    value,
-                    place: checker.place(node),
-                },
-            );
+            values.insert(name.to_owned(), Found { value, place: checker.place(node) });
         }
     }
 
@@ -460,13 +376,7 @@ impl Reader<'_> {
 
 /// The nearest name that Ostler can use: what it cannot hold becomes a dash.
 pub(crate) fn usable_name(text: &str) -> Option<ServerName> {
-    let dashed = text.replace(
-        |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')),
-        "-",
-    );
+    let dashed = text.replace(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')), "-");
     let trimmed = dashed.trim_start_matches(['-', '.']).trim_end_matches('-');
-    trimmed
-        .get(..trimmed.len().min(ServerName::MAX_LEN))?
-        .parse()
-        .ok()
+    trimmed.get(..trimmed.len().min(ServerName::MAX_LEN))?.parse().ok()
 }

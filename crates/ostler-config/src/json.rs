@@ -28,10 +28,7 @@ const DIALECT: ParseOptions = ParseOptions {
 ///
 /// The place and the parser's reason.
 pub(crate) fn parse(text: &str) -> Result<Node, (Range<usize>, String)> {
-    let collect = CollectOptions {
-        comments: CommentCollectionStrategy::Off,
-        tokens: false,
-    };
+    let collect = CollectOptions { comments: CommentCollectionStrategy::Off, tokens: false };
     match parse_to_ast(text, &collect, &DIALECT) {
         Ok(result) => Ok(result.value.map_or(Node::new(0..0, Value::Map(Vec::new())), node)),
         Err(error) => {

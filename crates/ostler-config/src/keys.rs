@@ -53,46 +53,23 @@ pub(crate) struct Choice {
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default: Some(default),
-        doc,
-    }
+    Key { name, kind, default: Some(default), doc }
 }
 
 const fn bare(name: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default: None,
-        doc,
-    }
+    Key { name, kind, default: None, doc }
 }
 
 const fn later(name: &'static str) -> Key {
-    Key {
-        name,
-        kind: Kind::Later,
-        default: None,
-        doc: "Not available in this version yet.",
-    }
+    Key { name, kind: Kind::Later, default: None, doc: "Not available in this version yet." }
 }
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
-    Choice {
-        word,
-        doc,
-        available: true,
-    }
+    Choice { word, doc, available: true }
 }
 
 const fn later_choice(word: &'static str) -> Choice {
-    Choice {
-        word,
-        doc: "not available in this version yet",
-        available: false,
-    }
+    Choice { word, doc: "not available in this version yet", available: false }
 }
 
 const DURATION: Kind = Kind::Duration { zero: false };
@@ -102,18 +79,10 @@ const GIB: u64 = 1 << 30;
 
 /// The whole file.
 pub(crate) const ROOT: Groups = &[&[
-    bare(
-        "gateway",
-        Kind::Table(GATEWAY),
-        "The HTTP side: where clients connect.",
-    ),
+    bare("gateway", Kind::Table(GATEWAY), "The HTTP side: where clients connect."),
     bare("limits", Kind::Table(LIMITS), "Bounds of the whole daemon."),
     bare("sessions", Kind::Table(SESSIONS), "Clients' conversations."),
-    bare(
-        "defaults",
-        Kind::Table(DEFAULTS),
-        "What a server gets that does not say otherwise.",
-    ),
+    bare("defaults", Kind::Table(DEFAULTS), "What a server gets that does not say otherwise."),
     bare("servers", Kind::Named(SERVER), "The MCP servers, by name."),
     later("ports"),
 ]];
@@ -125,12 +94,7 @@ pub(crate) const GATEWAY: Groups = &[&[
         r#""127.0.0.1:7320""#,
         "Address and port clients connect to; port 0 takes a free one. An address that is not loopback needs `allow_remote`.",
     ),
-    key(
-        "allow_remote",
-        Kind::Bool,
-        "false",
-        "Whether `listen` may be an address that other machines reach.",
-    ),
+    key("allow_remote", Kind::Bool, "false", "Whether `listen` may be an address that other machines reach."),
     key(
         "allowed_hosts",
         Kind::TextList,
@@ -145,28 +109,17 @@ pub(crate) const GATEWAY: Groups = &[&[
     ),
     key(
         "max_body",
-        Kind::Size {
-            min: KIB,
-            max: 4 * GIB,
-        },
+        Kind::Size { min: KIB, max: 4 * GIB },
         r#""64MiB""#,
         "Largest body of one request; a larger one is refused with 413.",
     ),
     key(
         "body_memory",
-        Kind::Size {
-            min: KIB,
-            max: 64 * GIB,
-        },
+        Kind::Size { min: KIB, max: 64 * GIB },
         r#""256MiB""#,
         "Memory for all request bodies held at once; at least `max_body`. Beyond it a request waits to be read.",
     ),
-    key(
-        "header_timeout",
-        DURATION,
-        r#""10s""#,
-        "Longest a client may take to send a request's headers.",
-    ),
+    key("header_timeout", DURATION, r#""10s""#, "Longest a client may take to send a request's headers."),
     key(
         "body_timeout",
         DURATION,
@@ -212,10 +165,7 @@ pub(crate) const GATEWAY: Groups = &[&[
     ),
     key(
         "max_connections",
-        Kind::Count {
-            min: 1,
-            max: 1_000_000,
-        },
+        Kind::Count { min: 1, max: 1_000_000 },
         "4096",
         "Connections open at once; a further one waits to be accepted.",
     ),
@@ -224,10 +174,7 @@ pub(crate) const GATEWAY: Groups = &[&[
 pub(crate) const LIMITS: Groups = &[&[
     key(
         "sessions",
-        Kind::Count {
-            min: 1,
-            max: 1_000_000,
-        },
+        Kind::Count { min: 1, max: 1_000_000 },
         "1000",
         "Sessions at once; a further one is refused with 503.",
     ),
@@ -239,19 +186,11 @@ pub(crate) const LIMITS: Groups = &[&[
     ),
     key(
         "instance_calls",
-        Kind::Count {
-            min: 1,
-            max: 1_000_000,
-        },
+        Kind::Count { min: 1, max: 1_000_000 },
         "1024",
         "Calls of one instance in flight or waiting at once.",
     ),
-    key(
-        "processes",
-        Kind::Count { min: 1, max: 65_536 },
-        "15",
-        "Instances of all servers at once.",
-    ),
+    key("processes", Kind::Count { min: 1, max: 65_536 }, "15", "Instances of all servers at once."),
     later("per_type"),
     later("memory"),
 ]];
@@ -275,12 +214,7 @@ const OWN: &[Key] = &[
         Kind::Text,
         "The program: a path, or a name looked up in the `PATH` the server gets. Required. No shell is involved. May hold `${...}`.",
     ),
-    key(
-        "args",
-        Kind::TextList,
-        "[]",
-        "Its arguments, one text each. May hold `${...}`.",
-    ),
+    key("args", Kind::TextList, "[]", "Its arguments, one text each. May hold `${...}`."),
     key(
         "env",
         Kind::TextMap,
@@ -292,39 +226,14 @@ const OWN: &[Key] = &[
         Kind::Text,
         "Working directory; a relative one starts from the file's folder. Absent: the daemon's own, except that a project's JSON file means the project's folder. May hold `${...}`.",
     ),
-    key(
-        "transport",
-        Kind::Choice(TRANSPORTS),
-        r#""stdio""#,
-        "How Ostler talks to it.",
-    ),
-    key(
-        "enabled",
-        Kind::Bool,
-        "true",
-        "Whether the server is used at all; `false` skips it.",
-    ),
-    key(
-        "required",
-        Kind::Bool,
-        "false",
-        "Whether the daemon counts as ready only once this server is.",
-    ),
+    key("transport", Kind::Choice(TRANSPORTS), r#""stdio""#, "How Ostler talks to it."),
+    key("enabled", Kind::Bool, "true", "Whether the server is used at all; `false` skips it."),
+    key("required", Kind::Bool, "false", "Whether the daemon counts as ready only once this server is."),
 ];
 
 const SHARED: &[Key] = &[
-    key(
-        "scope",
-        Kind::Choice(SCOPES),
-        r#""principal""#,
-        "Who shares an instance.",
-    ),
-    key(
-        "start",
-        Kind::Choice(STARTS),
-        r#""eager""#,
-        "When an instance is started.",
-    ),
+    key("scope", Kind::Choice(SCOPES), r#""principal""#, "Who shares an instance."),
+    key("start", Kind::Choice(STARTS), r#""eager""#, "When an instance is started."),
     key(
         "concurrency",
         Kind::Choice(CONCURRENCIES),
@@ -337,17 +246,9 @@ const SHARED: &[Key] = &[
         "[]",
         "Further variables of the daemon's environment that the server inherits, by name.",
     ),
-    bare(
-        "restart",
-        Kind::Table(RESTART),
-        "What happens after an exit that nobody asked for.",
-    ),
+    bare("restart", Kind::Table(RESTART), "What happens after an exit that nobody asked for."),
     bare("stop", Kind::Table(STOP), "How an instance is stopped."),
-    bare(
-        "timeouts",
-        Kind::Table(TIMEOUTS),
-        "Deadlines of starting and of calls.",
-    ),
+    bare("timeouts", Kind::Table(TIMEOUTS), "Deadlines of starting and of calls."),
     key(
         "idle",
         DURATION,
@@ -356,22 +257,14 @@ const SHARED: &[Key] = &[
     ),
     key(
         "log_lines",
-        Kind::Count {
-            min: 1,
-            max: 1_000_000,
-        },
+        Kind::Count { min: 1, max: 1_000_000 },
         "1000",
         "Lines kept per output stream of the process.",
     ),
 ];
 
-const LATER_OWN: &[Key] = &[
-    later("type"),
-    later("depends_on"),
-    later("ports"),
-    later("url"),
-    later("headers"),
-];
+const LATER_OWN: &[Key] =
+    &[later("type"), later("depends_on"), later("ports"), later("url"), later("headers")];
 
 const LATER_SHARED: &[Key] = &[later("health"), later("limits"), later("pool"), later("sandbox")];
 
@@ -396,15 +289,9 @@ const STARTS: &[Choice] = &[
 ];
 
 const CONCURRENCIES: &[Choice] = &[
-    choice(
-        "auto",
-        "many at once, until the server is seen to ask back; then one at a time",
-    ),
+    choice("auto", "many at once, until the server is seen to ask back; then one at a time"),
     choice("serial", "one at a time"),
-    choice(
-        "concurrent",
-        "many at once; ambiguous requests of the server are refused",
-    ),
+    choice("concurrent", "many at once; ambiguous requests of the server are refused"),
 ];
 
 const POLICIES: &[Choice] = &[
@@ -414,12 +301,7 @@ const POLICIES: &[Choice] = &[
 ];
 
 const RESTART: Groups = &[&[
-    key(
-        "policy",
-        Kind::Choice(POLICIES),
-        r#""on-failure""#,
-        "Which exits are followed by a restart.",
-    ),
+    key("policy", Kind::Choice(POLICIES), r#""on-failure""#, "Which exits are followed by a restart."),
     key(
         "max",
         Kind::Count { min: 0, max: 1000 },
@@ -432,11 +314,7 @@ const RESTART: Groups = &[&[
         r#""10m""#,
         "The time in which restarts are counted; as long in health, and the back-off starts over.",
     ),
-    bare(
-        "backoff",
-        Kind::Table(BACKOFF),
-        "The delay before a restart; it doubles from `min` to `max`.",
-    ),
+    bare("backoff", Kind::Table(BACKOFF), "The delay before a restart; it doubles from `min` to `max`."),
 ]];
 
 const BACKOFF: Groups = &[&[
@@ -447,12 +325,7 @@ const BACKOFF: Groups = &[&[
         r#""30s""#,
         "The longest delay; at least `min`. A broken server is retried after ten times this.",
     ),
-    key(
-        "jitter",
-        Kind::Fraction,
-        "0.2",
-        "The part of the delay that is random, from 0 to 1.",
-    ),
+    key("jitter", Kind::Fraction, "0.2", "The part of the delay that is random, from 0 to 1."),
 ]];
 
 const STOP: Groups = &[&[
@@ -471,30 +344,15 @@ const STOP: Groups = &[&[
 ]];
 
 const TIMEOUTS: Groups = &[&[
-    key(
-        "spawn",
-        DURATION,
-        r#""10s""#,
-        "From the start to the process running its program.",
-    ),
+    key("spawn", DURATION, r#""10s""#, "From the start to the process running its program."),
     key(
         "handshake",
         DURATION,
         r#""60s""#,
         "From the process running its program to the protocol's handshake done. Generous, as a cold `npx` downloads first.",
     ),
-    key(
-        "call_idle",
-        DURATION,
-        r#""5m""#,
-        "Longest silence of a running call; progress restarts this clock.",
-    ),
-    key(
-        "call_max",
-        DURATION,
-        r#""1h""#,
-        "Longest duration of a call, whatever progress it makes.",
-    ),
+    key("call_idle", DURATION, r#""5m""#, "Longest silence of a running call; progress restarts this clock."),
+    key("call_max", DURATION, r#""1h""#, "Longest duration of a call, whatever progress it makes."),
 ]];
 
 /// All keys of a table.
@@ -519,11 +377,7 @@ pub(crate) fn leaves(groups: Groups) -> Vec<(String, &'static Key)> {
     for key in all(groups) {
         match key.kind {
             Kind::Table(inner) => {
-                found.extend(
-                    leaves(inner)
-                        .into_iter()
-                        .map(|(path, k)| (format!("{}.{path}", key.name), k)),
-                );
+                found.extend(leaves(inner).into_iter().map(|(path, k)| (format!("{}.{path}", key.name), k)));
             }
             Kind::Named(_) => {}
             _ => found.push((key.name.to_owned(), key)),

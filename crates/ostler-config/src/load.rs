@@ -76,18 +76,12 @@ pub fn load_str(
 fn read(path: &Path) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| e.to_string())?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20));
     }
     String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
-            + 1;
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
         format!("line {line} is not UTF-8 text")
     })
 }
@@ -95,10 +89,7 @@ fn read(path: &Path) -> Result<String, String> {
 /// Sorts problems as a reader meets them: file by file, from the top, variables at the end.
 fn in_reading_order(found: &mut [Diagnostic], sources: &[PathBuf]) {
     let file = |d: &Diagnostic| {
-        sources
-            .iter()
-            .position(|s| s.display().to_string() == d.file)
-            .unwrap_or(sources.len())
+        sources.iter().position(|s| s.display().to_string() == d.file).unwrap_or(sources.len())
     };
     found.sort_by_cached_key(|d| (file(d), d.line, d.column));
 }
@@ -135,17 +126,10 @@ impl<'a> Loader<'a> {
         };
         match (root, format) {
             (Err((range, why)), _) => {
-                let bare = source
-                    .text
-                    .get(range.start..)
-                    .is_some_and(|t| t.starts_with(char::is_alphabetic));
+                let bare = source.text.get(range.start..).is_some_and(|t| t.starts_with(char::is_alphabetic));
                 let place = Place::new(&source, range);
                 let error = Diagnostic::at(place, format!("this is not {what}: {why}"));
-                self.out.error(if bare {
-                    error.help("a text stands in quotes: `\"...\"`")
-                } else {
-                    error
-                });
+                self.out.error(if bare { error.help("a text stands in quotes: `\"...\"`") } else { error });
             }
             (Ok(root), Format::Toml) => self.own(&source, &root),
             (Ok(root), Format::Json) => {
@@ -158,11 +142,7 @@ impl<'a> Loader<'a> {
     /// Takes in an `ostler.toml`.
     fn own(&mut self, source: &Arc<Source>, root: &Node) {
         let mut all = Checked::new();
-        Checker {
-            source,
-            out: &mut self.out,
-        }
-        .table(keys::ROOT, root, FILE, "", &mut all);
+        Checker { source, out: &mut self.out }.table(keys::ROOT, root, FILE, "", &mut all);
         for (path, found) in all {
             let Some((section, key)) = path.split_once('.') else {
                 continue;
@@ -197,8 +177,7 @@ impl<'a> Loader<'a> {
             None => {
                 let place = Place::new(source, servers.range.clone());
                 let error = Diagnostic::at(place, format!("`servers` cannot be {}", servers.kind()));
-                self.out
-                    .error(error.expected("a table for each server: `[servers.NAME]`"));
+                self.out.error(error.expected("a table for each server: `[servers.NAME]`"));
             }
         }
     }
@@ -207,15 +186,10 @@ impl<'a> Loader<'a> {
         let place = Place::new(source, entry.key_range.clone());
         let mut values = Checked::new();
         let title = format!("[servers.{}]", entry.key);
-        Checker {
-            source,
-            out: &mut self.out,
-        }
-        .table(keys::SERVER, &entry.node, &title, "", &mut values);
+        Checker { source, out: &mut self.out }.table(keys::SERVER, &entry.node, &title, "", &mut values);
         if entry.key == RESERVED_NAME {
             let message = format!("the name `{RESERVED_NAME}` is reserved for Ostler's own MCP server");
-            self.out
-                .error(Diagnostic::at(place, message).help("give the server another name"));
+            self.out.error(Diagnostic::at(place, message).help("give the server another name"));
             return;
         }
         match entry.key.parse() {
@@ -243,22 +217,8 @@ impl<'a> Loader<'a> {
         let mut known = Known::default();
         overrides::section("GATEWAY", keys::GATEWAY, env, &mut self.gateway, &mut known, out);
         overrides::section("LIMITS", keys::LIMITS, env, &mut self.limits, &mut known, out);
-        overrides::section(
-            "SESSIONS",
-            keys::SESSIONS,
-            env,
-            &mut self.sessions,
-            &mut known,
-            out,
-        );
-        overrides::section(
-            "DEFAULTS",
-            keys::DEFAULTS,
-            env,
-            &mut self.defaults,
-            &mut known,
-            out,
-        );
+        overrides::section("SESSIONS", keys::SESSIONS, env, &mut self.sessions, &mut known, out);
+        overrides::section("DEFAULTS", keys::DEFAULTS, env, &mut self.defaults, &mut known, out);
         overrides::servers(&mut self.servers, env, &mut known, out);
         overrides::unknown(names, &known, out);
 
@@ -268,25 +228,13 @@ impl<'a> Loader<'a> {
         let servers = self.build_servers();
         if self.out.full() {
             let message = format!("more than {MAX_FOUND} problems; the rest was not looked at");
-            self.out
-                .errors
-                .push(Diagnostic::of_file("configuration".into(), message));
+            self.out.errors.push(Diagnostic::of_file("configuration".into(), message));
         }
-        let Findings {
-            mut errors,
-            mut warnings,
-        } = self.out;
+        let Findings { mut errors, mut warnings } = self.out;
         in_reading_order(&mut errors, &sources);
         in_reading_order(&mut warnings, &sources);
         if errors.is_empty() {
-            Ok(Config {
-                gateway,
-                limits,
-                sessions,
-                servers,
-                sources,
-                warnings,
-            })
+            Ok(Config { gateway, limits, sessions, servers, sources, warnings })
         } else {
             Err(ConfigErrors { errors, warnings })
         }
@@ -311,8 +259,7 @@ impl<'a> Loader<'a> {
                     let message = format!("server `{}` is given twice, and differently", raw.name);
                     let error = Diagnostic::at(raw.place.clone(), message);
                     let help = format!("rename one of the two; the other is at {}", place.display());
-                    self.out
-                        .error(error.other(place.clone(), "first given here").help(help));
+                    self.out.error(error.other(place.clone(), "first given here").help(help));
                 }
             }
         }

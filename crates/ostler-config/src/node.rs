@@ -59,11 +59,7 @@ impl Node {
 
     /// The last value of a key in a map, as JSON parsers count.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
-        self.entries()?
-            .iter()
-            .rev()
-            .find(|e| e.key == key)
-            .map(|e| &e.node)
+        self.entries()?.iter().rev().find(|e| e.key == key).map(|e| &e.node)
     }
 
     /// The text, if it is one.
@@ -81,18 +77,11 @@ impl Node {
             Value::Map(entries) => Value::Map(
                 entries
                     .into_iter()
-                    .map(|e| Entry {
-                        key_range: to(&e.key_range),
-                        node: e.node.moved(to),
-                        key: e.key,
-                    })
+                    .map(|e| Entry { key_range: to(&e.key_range), node: e.node.moved(to), key: e.key })
                     .collect(),
             ),
             other => other,
         };
-        Self {
-            range: to(&self.range),
-            value,
-        }
+        Self { range: to(&self.range), value }
     }
 }

@@ -42,10 +42,7 @@ pub(crate) fn section(
 pub(crate) fn servers(servers: &mut [RawServer], env: Env<'_>, known: &mut Known, out: &mut Findings) {
     let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for server in servers.iter() {
-        names
-            .entry(segment(server.name.as_str()))
-            .or_default()
-            .insert(server.name.to_string());
+        names.entry(segment(server.name.as_str())).or_default().insert(server.name.to_string());
     }
     for (segment, spelled) in &names {
         for (path, key) in keys::leaves(keys::SERVER) {
@@ -55,10 +52,7 @@ pub(crate) fn servers(servers: &mut [RawServer], env: Env<'_>, known: &mut Known
             let Some(text) = text else { continue };
             if spelled.len() > 1 {
                 let list: Vec<_> = spelled.iter().map(|n| format!("`{n}`")).collect();
-                let error = at_name(
-                    &variable,
-                    format!("`{variable}` could mean {}", list.join(" or ")),
-                );
+                let error = at_name(&variable, format!("`{variable}` could mean {}", list.join(" or ")));
                 out.error(error.help("set the key in the file instead"));
                 continue;
             }
@@ -84,9 +78,7 @@ pub(crate) fn unknown(names: &[String], known: &Known, out: &mut Findings) {
         let near = nearest(name, known.0.iter().map(String::as_str));
         let shape = "`OSTLER_SECTION__KEY` or `OSTLER_SERVERS__NAME__KEY`, the server being in a file";
         out.error(match (longer, near) {
-            (Some(k), _) => error.help(format!(
-                "it names a table; set its keys one by one, such as `{k}`"
-            )),
+            (Some(k), _) => error.help(format!("it names a table; set its keys one by one, such as `{k}`")),
             (None, Some(_)) => error.nearest(near),
             (None, None) => error.expected(shape),
         });
@@ -101,16 +93,12 @@ fn variable(parts: &[&str]) -> String {
 
 /// A server's name as it stands in a variable: upper case, `_` for what a variable's name cannot hold.
 fn segment(name: &str) -> String {
-    name.to_uppercase()
-        .replace(|c: char| !c.is_ascii_alphanumeric(), "_")
+    name.to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
 }
 
 fn at_name(variable: &str, message: String) -> Diagnostic {
     // The value may be a secret, and is not the trouble here.
-    Diagnostic::at(
-        Place::new(&Source::variable(variable, "..."), 0..variable.len()),
-        message,
-    )
+    Diagnostic::at(Place::new(&Source::variable(variable, "..."), 0..variable.len()), message)
 }
 
 fn read(variable: &str, key: &Key, text: &str, out: &mut Findings) -> Option<Found> {
@@ -120,11 +108,7 @@ fn read(variable: &str, key: &Key, text: &str, out: &mut Findings) -> Option<Fou
         return None;
     }
     // Variables meant for a server are where secrets are: they are not shown.
-    let shown = if matches!(key.kind, Kind::TextMap) {
-        "..."
-    } else {
-        text
-    };
+    let shown = if matches!(key.kind, Kind::TextMap) { "..." } else { text };
     let source = Source::variable(variable, shown);
     let from = variable.len() + 1;
     let node = match node(&key.kind, text) {
@@ -138,10 +122,7 @@ fn read(variable: &str, key: &Key, text: &str, out: &mut Findings) -> Option<Fou
     };
     let mut checker = Checker { source: &source, out };
     let value = checker.value(key, &node)?;
-    Some(Found {
-        value,
-        place: checker.place(&node),
-    })
+    Some(Found { value, place: checker.place(&node) })
 }
 
 /// A variable's text as the value its key takes.
@@ -155,11 +136,7 @@ fn node(kind: &Kind, text: &str) -> Result<Node, (std::ops::Range<usize>, String
         Kind::TextList if text.trim_start().starts_with('[') => return toml::parse_value(text),
         Kind::TextList => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Value::List(
-                items
-                    .map(|i| Node::new(0..text.len(), Value::Text(i.to_owned())))
-                    .collect(),
-            )
+            Value::List(items.map(|i| Node::new(0..text.len(), Value::Text(i.to_owned()))).collect())
         }
         _ => plain(),
     };

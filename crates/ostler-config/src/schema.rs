@@ -11,19 +11,14 @@ use crate::toml;
 pub fn json_schema() -> Value {
     let mut schema = table(keys::ROOT, "Ostler's configuration, ostler.toml.");
     if let Some(root) = schema.as_object_mut() {
-        root.insert(
-            "$schema".into(),
-            "https://json-schema.org/draft/2020-12/schema".into(),
-        );
+        root.insert("$schema".into(), "https://json-schema.org/draft/2020-12/schema".into());
         root.insert("title".into(), "ostler.toml".into());
     }
     schema
 }
 
 fn table(groups: Groups, doc: &str) -> Value {
-    let properties: Map<_, _> = keys::available(groups)
-        .map(|k| (k.name.to_owned(), property(k)))
-        .collect();
+    let properties: Map<_, _> = keys::available(groups).map(|k| (k.name.to_owned(), property(k))).collect();
     let mut schema = json!({
         "type": "object",
         "description": doc,
@@ -80,11 +75,8 @@ fn plain(value: &node::Value) -> Value {
         node::Value::Bool(flag) => (*flag).into(),
         node::Value::Null | node::Value::Date => Value::Null,
         node::Value::List(items) => items.iter().map(|n| plain(&n.value)).collect(),
-        node::Value::Map(entries) => Value::Object(
-            entries
-                .iter()
-                .map(|e| (e.key.clone(), plain(&e.node.value)))
-                .collect(),
-        ),
+        node::Value::Map(entries) => {
+            Value::Object(entries.iter().map(|e| (e.key.clone(), plain(&e.node.value))).collect())
+        }
     }
 }

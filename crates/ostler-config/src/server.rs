@@ -47,10 +47,7 @@ enum Stop {
 
 /// Whether a server is used at all.
 pub(crate) fn enabled(raw: &RawServer, base: &Checked) -> bool {
-    Values {
-        layers: &[&raw.values, base],
-    }
-    .flag("enabled")
+    Values { layers: &[&raw.values, base] }.flag("enabled")
 }
 
 /// Builds a server's specification; `None` when it is wrong or skipped, which is then noted.
@@ -61,20 +58,9 @@ pub(crate) fn build(
     env: Env<'_>,
     out: &mut Findings,
 ) -> Option<ServerSpec> {
-    let values = Values {
-        layers: &[&raw.values, said, base],
-    };
-    let variables = Variables {
-        style: raw.style,
-        folder: &raw.folder,
-        env,
-    };
-    let mut builder = Builder {
-        raw,
-        values,
-        variables,
-        out,
-    };
+    let values = Values { layers: &[&raw.values, said, base] };
+    let variables = Variables { style: raw.style, folder: &raw.folder, env };
+    let mut builder = Builder { raw, values, variables, out };
     let launch = builder.launch();
     let restart = builder.restart();
     let (Ok(launch), Some(restart)) = (launch, restart) else {
@@ -117,11 +103,7 @@ fn scope(word: &str) -> Scope {
 }
 
 fn start(word: &str) -> StartMode {
-    if word == "on-demand" {
-        StartMode::OnDemand
-    } else {
-        StartMode::Eager
-    }
+    if word == "on-demand" { StartMode::OnDemand } else { StartMode::Eager }
 }
 
 fn concurrency(word: &str) -> Concurrency {
@@ -157,35 +139,23 @@ impl Builder<'_> {
         let cwd = self.cwd();
         let (command, args, env, inherit_env, cwd) = (command?, args?, env?, inherit_env?, cwd?);
         let command = self.anchored(command, cwd.as_deref());
-        Ok(Launch {
-            command,
-            args,
-            env,
-            inherit_env,
-            cwd,
-        })
+        Ok(Launch { command, args, env, inherit_env, cwd })
     }
 
     fn command(&mut self) -> Result<String, Stop> {
-        let Some((text, place)) = self
-            .values
-            .text("command")
-            .map(|(t, p)| (t.to_owned(), p.clone()))
-        else {
+        let Some((text, place)) = self.values.text("command").map(|(t, p)| (t.to_owned(), p.clone())) else {
             if self.raw.has_command {
                 return Err(Stop::Wrong);
             }
             let message = format!("server `{}` has no command", self.raw.name);
             let error = Diagnostic::at(self.raw.place.clone(), message);
-            self.out
-                .error(error.expected("`command`: the program to run, such as `\"npx\"`"));
+            self.out.error(error.expected("`command`: the program to run, such as `\"npx\"`"));
             return Err(Stop::Wrong);
         };
         let command = self.expand(&text, &place)?;
         if command.trim().is_empty() {
             let error = Diagnostic::at(place, format!("the command of `{}` is empty", self.raw.name));
-            self.out
-                .error(error.expected("the program to run, such as `\"npx\"`"));
+            self.out.error(error.expected("the program to run, such as `\"npx\"`"));
             return Err(Stop::Wrong);
         }
         if self.values.list("args").is_empty()
@@ -194,10 +164,8 @@ impl Builder<'_> {
         {
             let warning = Diagnostic::at(place, format!("`{command}` is taken as the name of one program"));
             let list: Vec<_> = rest.split_whitespace().map(|a| format!("\"{a}\"")).collect();
-            let help = format!(
-                "no shell is involved: give \"{program}\" and the arguments [{}]",
-                list.join(", ")
-            );
+            let help =
+                format!("no shell is involved: give \"{program}\" and the arguments [{}]", list.join(", "));
             self.out.warning(warning.help(help));
         }
         Ok(command)
@@ -216,19 +184,14 @@ impl Builder<'_> {
 
     fn args(&mut self) -> Result<Vec<String>, Stop> {
         let items = self.values.list("args").to_vec();
-        let args: Vec<_> = items
-            .iter()
-            .map(|(text, place)| self.expand(text, place))
-            .collect();
+        let args: Vec<_> = items.iter().map(|(text, place)| self.expand(text, place)).collect();
         args.into_iter().collect()
     }
 
     fn env(&mut self) -> Result<BTreeMap<String, String>, Stop> {
         let entries = self.values.map("env").to_vec();
-        let pairs: Vec<_> = entries
-            .iter()
-            .map(|(name, text, place)| Ok((name.clone(), self.expand(text, place)?)))
-            .collect();
+        let pairs: Vec<_> =
+            entries.iter().map(|(name, text, place)| Ok((name.clone(), self.expand(text, place)?))).collect();
         pairs.into_iter().collect()
     }
 
@@ -274,27 +237,12 @@ impl Builder<'_> {
             return Some(restart);
         }
         // The last layer is the table of keys itself, which is no place to point at.
-        let said = |path: &str| {
-            values
-                .layers
-                .iter()
-                .rev()
-                .skip(1)
-                .any(|layer| layer.contains_key(path))
-        };
-        let path = if said("restart.backoff.min") {
-            "restart.backoff.min"
-        } else {
-            "restart.backoff.max"
-        };
-        let message = format!(
-            "the back-off of `{}` starts above its longest delay",
-            self.raw.name
-        );
+        let said = |path: &str| values.layers.iter().rev().skip(1).any(|layer| layer.contains_key(path));
+        let path = if said("restart.backoff.min") { "restart.backoff.min" } else { "restart.backoff.max" };
+        let message = format!("the back-off of `{}` starts above its longest delay", self.raw.name);
         let (min, max) = (restart.backoff_min, restart.backoff_max);
         let error = Diagnostic::at(values.place(path), message);
-        self.out
-            .error(error.help(format!("`min` is {}, `max` is {}", show(min), show(max))));
+        self.out.error(error.help(format!("`min` is {}, `max` is {}", show(min), show(max))));
         None
     }
 

@@ -26,13 +26,7 @@ impl Format {
         match path.extension().and_then(|e| e.to_str()) {
             Some("toml") => Self::Toml,
             Some("json" | "jsonc" | "json5") => Self::Json,
-            _ if text
-                .trim_start_matches('\u{feff}')
-                .trim_start()
-                .starts_with(['{', '/']) =>
-            {
-                Self::Json
-            }
+            _ if text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '/']) => Self::Json,
             _ => Self::Toml,
         }
     }
@@ -55,11 +49,7 @@ impl Source {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let dir = absolute.parent().unwrap_or(Path::new("/")).to_owned();
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
-        Arc::new(Self {
-            name: path.display().to_string(),
-            text,
-            dir,
-        })
+        Arc::new(Self { name: path.display().to_string(), text, dir })
     }
 
     /// An environment variable, shown as the assignment that set it.
@@ -103,10 +93,7 @@ pub(crate) struct Line<'a> {
 
 impl Place {
     pub(crate) fn new(source: &Arc<Source>, range: Range<usize>) -> Self {
-        Self {
-            source: source.clone(),
-            range,
-        }
+        Self { source: source.clone(), range }
     }
 
     /// The first line of the place. Offsets outside the text, or inside a character, are moved to the
@@ -135,10 +122,7 @@ impl Place {
         let quote = spelled.len().saturating_sub(value.len()) / 2;
         if spelled.get(quote..quote + value.len()) == Some(value) {
             let start = self.range.start + quote;
-            Self {
-                source: self.source.clone(),
-                range: start + inner.start..start + inner.end,
-            }
+            Self { source: self.source.clone(), range: start + inner.start..start + inner.end }
         } else {
             self.clone()
         }
@@ -177,10 +161,7 @@ mod tests {
     #[test]
     fn the_project_of_an_editor_settings_file_is_the_folder_above() {
         let project = |path: &str| Source::file(Path::new(path), "").project_dir().to_owned();
-        assert_eq!(
-            project("/home/ann/shop/.vscode/mcp.json"),
-            Path::new("/home/ann/shop")
-        );
+        assert_eq!(project("/home/ann/shop/.vscode/mcp.json"), Path::new("/home/ann/shop"));
         assert_eq!(project("/home/ann/shop/.mcp.json"), Path::new("/home/ann/shop"));
     }
 }

@@ -42,11 +42,7 @@ fn table(table: &dyn TableLike, fallback: &Range<usize>) -> Value {
     let entries = table.iter().filter_map(|(name, _)| {
         let (key, item) = table.get_key_value(name)?;
         let key_range = Key::span(key).unwrap_or_else(|| fallback.clone());
-        Some(Entry {
-            key: name.to_owned(),
-            node: item_node(item, &key_range),
-            key_range,
-        })
+        Some(Entry { key: name.to_owned(), node: item_node(item, &key_range), key_range })
     });
     Value::Map(entries.collect())
 }

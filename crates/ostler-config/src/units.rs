@@ -5,13 +5,8 @@ use std::time::Duration;
 /// The longest duration a key takes: what is meant as "never" still fits every clock's arithmetic.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-const DURATION_UNITS: &[(&str, f64)] = &[
-    ("ms", 0.001),
-    ("s", 1.0),
-    ("m", 60.0),
-    ("h", 3600.0),
-    ("d", 86400.0),
-];
+const DURATION_UNITS: &[(&str, f64)] =
+    &[("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
 
 const SIZE_UNITS: &[(&str, u64)] = &[
     ("B", 1),
@@ -72,18 +67,12 @@ pub(crate) fn size(text: &str) -> Result<u64, UnitError> {
     };
     let bytes = (number * *factor as f64).round();
     // 2^53: the largest count that `f64` keeps exactly.
-    if bytes > (1_u64 << 53) as f64 {
-        Err(UnitError::TooLarge)
-    } else {
-        Ok(bytes as u64)
-    }
+    if bytes > (1_u64 << 53) as f64 { Err(UnitError::TooLarge) } else { Ok(bytes as u64) }
 }
 
 /// A number, the letters after it, and what follows.
 fn split(text: &str) -> Result<(f64, &str, &str), UnitError> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().map_err(|_| UnitError::Shape)?;
     let rest = text[digits..].trim_start();
     if rest.is_empty() {
@@ -117,14 +106,9 @@ mod tests {
 
     #[test]
     fn durations_are_numbers_with_units() {
-        for (text, millis) in [
-            ("10s", 10_000),
-            ("500ms", 500),
-            ("5m", 300_000),
-            ("1h30m", 5_400_000),
-            ("0.1s", 100),
-            ("0s", 0),
-        ] {
+        for (text, millis) in
+            [("10s", 10_000), ("500ms", 500), ("5m", 300_000), ("1h30m", 5_400_000), ("0.1s", 100), ("0s", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         assert_eq!(duration("1d"), Ok(Duration::from_secs(86_400)));

@@ -27,16 +27,12 @@ impl Values<'_> {
     }
 
     fn found(&self, path: &str) -> &Found {
-        self.get(path)
-            .unwrap_or_else(|| unreachable!("`{path}` has a default"))
+        self.get(path).unwrap_or_else(|| unreachable!("`{path}` has a default"))
     }
 
     pub(crate) fn text(&self, path: &str) -> Option<(&str, &Place)> {
         match self.get(path) {
-            Some(Found {
-                value: Typed::Text(text),
-                place,
-            }) => Some((text, place)),
+            Some(Found { value: Typed::Text(text), place }) => Some((text, place)),
             _ => None,
         }
     }
@@ -116,14 +112,10 @@ pub(crate) fn defaults(groups: Groups) -> Checked {
         let source: Arc<Source> = Source::variable("default", text);
         let node = toml::parse_value(text).unwrap_or_else(|(_, why)| panic!("default of `{path}`: {why}"));
         let mut out = Findings::default();
-        let mut checker = Checker {
-            source: &source,
-            out: &mut out,
-        };
+        let mut checker = Checker { source: &source, out: &mut out };
         let place = checker.place(&node);
-        let value = checker
-            .value(key, &node)
-            .unwrap_or_else(|| panic!("default of `{path}`: {:?}", checker.out));
+        let value =
+            checker.value(key, &node).unwrap_or_else(|| panic!("default of `{path}`: {:?}", checker.out));
         found.insert(path, Found { value, place });
     }
     found

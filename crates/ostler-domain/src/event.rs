@@ -231,14 +231,8 @@ impl Happening {
         match self {
             Self::GaveUp { .. } | Self::Failed { .. } | Self::Stuck { .. } => Severity::Error,
             Self::Exited { exit } if !exit.is_clean() => Severity::Warning,
-            Self::StopStep {
-                step: StopStep::Kill,
-                kills,
-                ..
-            } if *kills > 1 => Severity::Error,
-            Self::StopStep {
-                step: StopStep::Kill, ..
-            }
+            Self::StopStep { step: StopStep::Kill, kills, .. } if *kills > 1 => Severity::Error,
+            Self::StopStep { step: StopStep::Kill, .. }
             | Self::StartFailed { .. }
             | Self::RestartScheduled { .. }
             | Self::Degraded { .. }
@@ -268,29 +262,16 @@ impl Happening {
 impl fmt::Display for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Starting {
-                generation,
-                on_trial: false,
-            } => write!(f, "starting generation {generation}"),
-            Self::Starting {
-                generation,
-                on_trial: true,
-            } => {
-                write!(
-                    f,
-                    "starting generation {generation}, as the one slow try of a broken server"
-                )
+            Self::Starting { generation, on_trial: false } => write!(f, "starting generation {generation}"),
+            Self::Starting { generation, on_trial: true } => {
+                write!(f, "starting generation {generation}, as the one slow try of a broken server")
             }
             Self::Started { generation, pid } => write!(f, "generation {generation} runs as process {pid}"),
             Self::Ready { after } => write!(f, "ready after {}", human(*after)),
             Self::StartFailed { cause } => write!(f, "did not start: {cause}"),
             Self::Exited { exit } => write!(f, "the server {exit}"),
             Self::RestartScheduled { in_, attempt, cause } => {
-                write!(
-                    f,
-                    "restarting in {} (failure {attempt} in a row): {cause}",
-                    human(*in_)
-                )
+                write!(f, "restarting in {} (failure {attempt} in a row): {cause}", human(*in_))
             }
             Self::RestartAsked { reason } => write!(f, "restart: {reason}"),
             Self::StopAsked { reason } => write!(f, "stop: {reason}"),
@@ -335,14 +316,7 @@ impl fmt::Display for Happening {
 
 impl Happening {
     fn fmt_gave_up(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::GaveUp {
-            next_try_in,
-            max,
-            window,
-            on_trial,
-            cause,
-        } = self
-        else {
+        let Self::GaveUp { next_try_in, max, window, on_trial, cause } = self else {
             return Ok(());
         };
         if *on_trial {
@@ -350,11 +324,7 @@ impl Happening {
         } else {
             write!(f, "broken: more than {max} restarts within {}", human(*window))?;
         }
-        write!(
-            f,
-            "; next try in {}, or restart it by hand: {cause}",
-            human(*next_try_in)
-        )
+        write!(f, "; next try in {}, or restart it by hand: {cause}", human(*next_try_in))
     }
 }
 

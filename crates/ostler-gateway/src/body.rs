@@ -49,7 +49,9 @@ pub async fn read(headers: &HeaderMap, mut body: Incoming, bounds: &Bounds) -> R
     let started = Instant::now();
     loop {
         let received = first.len() + rest.len();
-        let Some(chunk) = next_chunk(&mut body, bounds.silence, started, received as u64).await? else { break };
+        let Some(chunk) = next_chunk(&mut body, bounds.silence, started, received as u64).await? else {
+            break;
+        };
         let length = first.len() + rest.len() + chunk.len();
         if length > bounds.max {
             return Err(too_large());
@@ -122,7 +124,8 @@ impl Account<'_> {
             return Ok(());
         }
         // Small bodies take what they need, large ones take steps.
-        let more = if self.bytes == 0 && length < Self::STEP { length } else { length - self.bytes + Self::STEP };
+        let more =
+            if self.bytes == 0 && length < Self::STEP { length } else { length - self.bytes + Self::STEP };
         match self.bounds.budget.try_reserve(more) {
             Some(reservation) => {
                 self.held.push(reservation);

@@ -32,9 +32,10 @@ fn host_allowed(host: &[u8], settings: &Settings) -> bool {
     let Ok(host) = std::str::from_utf8(host) else { return false };
     let name = without_port(host);
     is_loopback(name)
-        || settings.allowed_hosts.iter().any(|allowed| {
-            allowed.eq_ignore_ascii_case(host) || allowed.eq_ignore_ascii_case(name)
-        })
+        || settings
+            .allowed_hosts
+            .iter()
+            .any(|allowed| allowed.eq_ignore_ascii_case(host) || allowed.eq_ignore_ascii_case(name))
 }
 
 fn origin_allowed(origin: &[u8], settings: &Settings) -> bool {
@@ -43,7 +44,11 @@ fn origin_allowed(origin: &[u8], settings: &Settings) -> bool {
         .iter()
         .filter_map(|scheme| origin.strip_prefix(scheme))
         .any(|host| is_loopback(without_port(host)));
-    local || settings.allowed_origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
+    local
+        || settings
+            .allowed_origins
+            .iter()
+            .any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
 }
 
 fn is_loopback(name: &str) -> bool {
@@ -54,7 +59,9 @@ fn is_loopback(name: &str) -> bool {
 
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if !name.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => {
+        Some((name, port))
+            if !name.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') =>
+        {
             name
         }
         _ => host,
@@ -81,16 +88,27 @@ mod tests {
 
     #[test]
     fn only_local_and_named_hosts_and_origins_come_in() {
-        for host in ["localhost", "LOCALHOST:1", "127.0.0.1:7320", "127.1.2.3", "[::1]:80", "[::1]", "box.lan:7320"] {
+        for host in
+            ["localhost", "LOCALHOST:1", "127.0.0.1:7320", "127.1.2.3", "[::1]:80", "[::1]", "box.lan:7320"]
+        {
             assert!(verdict(host, None), "{host}");
         }
-        for host in ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[::2]"] {
+        for host in
+            ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[::2]"]
+        {
             assert!(!verdict(host, None), "{host}");
         }
-        for origin in ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:9", "https://app.example"] {
+        for origin in ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:9", "https://app.example"]
+        {
             assert!(verdict("localhost", Some(origin)), "{origin}");
         }
-        for origin in ["null", "http://evil.example", "http://localhost.evil.example", "file://", "https://app.example.evil"] {
+        for origin in [
+            "null",
+            "http://evil.example",
+            "http://localhost.evil.example",
+            "file://",
+            "https://app.example.evil",
+        ] {
             assert!(!verdict("localhost", Some(origin)), "{origin}");
         }
     }

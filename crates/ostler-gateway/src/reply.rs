@@ -36,7 +36,9 @@ impl Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         match self.get_mut() {
             Self::Parts(parts) => Poll::Ready(parts.pop_front().map(|part| Ok(Frame::data(part)))),
-            Self::Stream(receiver) => receiver.poll_recv(context).map(|piece| piece.map(|p| Ok(Frame::data(p)))),
+            Self::Stream(receiver) => {
+                receiver.poll_recv(context).map(|piece| piece.map(|p| Ok(Frame::data(p))))
+            }
             Self::Api(body) => Pin::new(body).poll_frame(context),
         }
     }
@@ -181,4 +183,3 @@ fn wrong_era(client: ostler_domain::Era, message: String) -> Refusal {
         ),
     }
 }
-

@@ -67,7 +67,9 @@ pub async fn unix(gateway: Arc<Gateway>, listener: UnixListener, mut closing: wa
         match accepted {
             (Ok(place), Ok((stream, _))) => match ostler_os::peercred::peer_credentials(&stream) {
                 Ok(peer) if peer.is_owner() => spawn(&gateway, Door::Unix, stream, place, &closing),
-                Ok(peer) => tracing::warn!(uid = peer.uid, pid = peer.pid, "another user's connection refused"),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid, pid = peer.pid, "another user's connection refused")
+                }
                 Err(error) => tracing::warn!(%error, "a connection without credentials refused"),
             },
             (_, Err(error)) => {

@@ -121,10 +121,9 @@ impl StoreError {
         move |source| {
             let path = path.to_owned();
             match source.sqlite_error_code() {
-                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Self::Corrupt {
-                    path,
-                    detail: source.to_string(),
-                },
+                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                    Self::Corrupt { path, detail: source.to_string() }
+                }
                 Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy { path, doing },
                 Some(ErrorCode::DiskFull) => Self::NoSpace { path, doing },
                 _ => Self::Sqlite { path, doing, source },

@@ -77,10 +77,7 @@ impl Store {
 /// Refuses a text that is longer than [`TEXT_MAX`].
 fn check_length(what: &'static str, text: &str) -> Result<(), StoreError> {
     if text.len() > TEXT_MAX {
-        return Err(StoreError::TooLong {
-            what,
-            len: text.len(),
-        });
+        return Err(StoreError::TooLong { what, len: text.len() });
     }
     Ok(())
 }

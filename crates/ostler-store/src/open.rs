@@ -24,10 +24,7 @@ const CACHE_KIB: i64 = 256;
 pub(crate) fn open(state_dir: &Path) -> Result<Store, StoreError> {
     private_directory(state_dir)?;
     let path = state_dir.join(FILE_NAME);
-    private_file(&path).map_err(|source| StoreError::File {
-        path: path.clone(),
-        source,
-    })?;
+    private_file(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
 
     let failed = |doing| StoreError::sqlite(&path, doing);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -39,34 +36,21 @@ pub(crate) fn open(state_dir: &Path) -> Result<Store, StoreError> {
     schema::check(&look, &path)?;
     drop(look);
     write_ahead(&conn, &path)?;
-    conn.pragma_update(None, "synchronous", "NORMAL")
-        .map_err(failed("opening"))?;
-    conn.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)
-        .map_err(failed("opening"))?;
-    conn.pragma_update(None, "cache_size", -CACHE_KIB)
-        .map_err(failed("opening"))?;
+    conn.pragma_update(None, "synchronous", "NORMAL").map_err(failed("opening"))?;
+    conn.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX).map_err(failed("opening"))?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB).map_err(failed("opening"))?;
     sound(&conn, &path)?;
     schema::migrate(&mut conn, &path)?;
     Ok(Store { conn, path })
 }
 
 fn private_directory(dir: &Path) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Directory {
-        path: dir.to_owned(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(failed)?;
+    let failed = |source| StoreError::Directory { path: dir.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     let mode = fs::metadata(dir).map_err(failed)?.permissions().mode() & 0o777;
     // Reading is the file's own matter (0600), and a directory of the user's may have reasons for its mode.
     if mode & 0o022 != 0 {
-        return Err(StoreError::Exposed {
-            path: dir.to_owned(),
-            mode,
-        });
+        return Err(StoreError::Exposed { path: dir.to_owned(), mode });
     }
     Ok(())
 }
@@ -79,18 +63,10 @@ fn private_directory(dir: &Path) -> Result<(), StoreError> {
 fn private_file(path: &Path) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if !path.try_exists()? {
-        let unique = format!(
-            "{FILE_NAME}.new-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let unique =
+            format!("{FILE_NAME}.new-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let fresh = path.with_file_name(unique);
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         let linked = fs::hard_link(&fresh, path);
         fs::remove_file(&fresh)?;
         match linked {
@@ -113,8 +89,7 @@ fn write_ahead(conn: &Connection, path: &Path) -> Result<(), StoreError> {
         match mode {
             Ok(_) => return Ok(()),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
-                conn.execute_batch("BEGIN IMMEDIATE; ROLLBACK")
-                    .map_err(failed())?;
+                conn.execute_batch("BEGIN IMMEDIATE; ROLLBACK").map_err(failed())?;
             }
             Err(error) => return Err(failed()(error)),
         }
@@ -128,12 +103,5 @@ fn sound(conn: &Connection, path: &Path) -> Result<(), StoreError> {
     let found: String = conn
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(StoreError::sqlite(path, "checking"))?;
-    if found == "ok" {
-        Ok(())
-    } else {
-        Err(StoreError::Corrupt {
-            path: path.to_owned(),
-            detail: found,
-        })
-    }
+    if found == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path: path.to_owned(), detail: found }) }
 }

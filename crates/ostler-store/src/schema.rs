@@ -39,21 +39,14 @@ pub(crate) fn check(conn: &Connection, path: &Path) -> Result<(), StoreError> {
     let failed = || StoreError::sqlite(path, "reading its version");
     let application: i32 = pragma(conn, "application_id").map_err(failed())?;
     let version: u32 = pragma(conn, "user_version").map_err(failed())?;
-    let objects: i64 = conn
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(failed())?;
+    let objects: i64 =
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed())?;
     let untouched = application == 0 && version == 0 && objects == 0;
     if application != APPLICATION_ID && !untouched {
-        return Err(StoreError::Foreign {
-            path: path.to_owned(),
-        });
+        return Err(StoreError::Foreign { path: path.to_owned() });
     }
     if version > SCHEMA_VERSION {
-        return Err(StoreError::TooNew {
-            path: path.to_owned(),
-            found: version,
-            supported: SCHEMA_VERSION,
-        });
+        return Err(StoreError::TooNew { path: path.to_owned(), found: version, supported: SCHEMA_VERSION });
     }
     Ok(())
 }
@@ -65,18 +58,14 @@ pub(crate) fn migrate(conn: &mut Connection, path: &Path) -> Result<(), StoreErr
         return Ok(());
     }
     // Another process may be doing the same: the version counts once the write lock is ours.
-    let step = conn
-        .transaction_with_behavior(TransactionBehavior::Immediate)
-        .map_err(failed())?;
+    let step = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed())?;
     check(&step, path)?;
     let from: u32 = pragma(&step, "user_version").map_err(failed())?;
     for sql in &MIGRATIONS[from as usize..] {
         step.execute_batch(sql).map_err(failed())?;
     }
-    step.pragma_update(None, "application_id", APPLICATION_ID)
-        .map_err(failed())?;
-    step.pragma_update(None, "user_version", SCHEMA_VERSION)
-        .map_err(failed())?;
+    step.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed())?;
+    step.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed())?;
     step.commit().map_err(failed())
 }
 

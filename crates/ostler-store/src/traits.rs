@@ -28,11 +28,7 @@ impl Store {
         let sql = "SELECT legacy, modern, asks_back FROM traits WHERE identity = ?1";
         let found = self.conn.prepare_cached(sql).and_then(|mut select| {
             let read = |row: &rusqlite::Row<'_>| {
-                Ok(Traits {
-                    legacy: row.get(0)?,
-                    modern: row.get(1)?,
-                    asks_back: row.get(2)?,
-                })
+                Ok(Traits { legacy: row.get(0)?, modern: row.get(1)?, asks_back: row.get(2)? })
             };
             select.query_row([identity], read).optional()
         });
@@ -52,24 +48,13 @@ impl Store {
         now_unix_ms: u64,
     ) -> Result<usize, StoreError> {
         check_length("server identity", identity)?;
-        let row = params![
-            identity,
-            traits.legacy,
-            traits.modern,
-            traits.asks_back,
-            signed(now_unix_ms)
-        ];
+        let row = params![identity, traits.legacy, traits.modern, traits.asks_back, signed(now_unix_ms)];
         let change = self.conn.transaction().and_then(|change| {
             change.prepare_cached(PUT)?.execute(row)?;
-            let forgotten = change
-                .prepare_cached(TRIM)?
-                .execute(params![TRAITS_MAX, identity])?;
+            let forgotten = change.prepare_cached(TRIM)?.execute(params![TRAITS_MAX, identity])?;
             change.commit()?;
             Ok(forgotten)
         });
-        change.map_err(StoreError::sqlite(
-            &self.path,
-            "remembering what was learnt about a server",
-        ))
+        change.map_err(StoreError::sqlite(&self.path, "remembering what was learnt about a server"))
     }
 }

@@ -71,17 +71,12 @@ impl Store {
             signed(tree.started_unix_ms),
             TREES_MAX,
         ];
-        let inserted = self
-            .conn
-            .prepare_cached(INSERT)
-            .and_then(|mut insert| insert.execute(row));
+        let inserted = self.conn.prepare_cached(INSERT).and_then(|mut insert| insert.execute(row));
         match inserted {
             Ok(0) => Err(StoreError::Full),
             Ok(_) => Ok(()),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
-                Err(StoreError::Duplicate {
-                    mark: tree.mark.clone(),
-                })
+                Err(StoreError::Duplicate { mark: tree.mark.clone() })
             }
             Err(error) => Err(self.failed("entering a tree")(error)),
         }
@@ -92,11 +87,7 @@ impl Store {
     /// # Errors
     /// What SQLite may say.
     pub fn trees_set_guard(&mut self, mark: &str, guard: ProcessKey) -> Result<bool, StoreError> {
-        self.set(
-            mark,
-            guard,
-            "UPDATE trees SET guard_pid = ?2, guard_start = ?3 WHERE mark = ?1",
-        )
+        self.set(mark, guard, "UPDATE trees SET guard_pid = ?2, guard_start = ?3 WHERE mark = ?1")
     }
 
     /// Adds the leader to a tree. False when there is no such tree.
@@ -104,11 +95,7 @@ impl Store {
     /// # Errors
     /// What SQLite may say.
     pub fn trees_set_leader(&mut self, mark: &str, leader: ProcessKey) -> Result<bool, StoreError> {
-        self.set(
-            mark,
-            leader,
-            "UPDATE trees SET leader_pid = ?2, leader_start = ?3 WHERE mark = ?1",
-        )
+        self.set(mark, leader, "UPDATE trees SET leader_pid = ?2, leader_start = ?3 WHERE mark = ?1")
     }
 
     /// Strikes a tree out. Do this only once it is verified empty. False when there is no such tree.
@@ -118,9 +105,7 @@ impl Store {
     pub fn trees_remove(&mut self, mark: &str) -> Result<bool, StoreError> {
         let delete = self.conn.prepare_cached("DELETE FROM trees WHERE mark = ?1");
         let count = delete.and_then(|mut delete| delete.execute([mark]));
-        count
-            .map(|count| count > 0)
-            .map_err(self.failed("removing a tree"))
+        count.map(|count| count > 0).map_err(self.failed("removing a tree"))
     }
 
     /// Every tree in the ledger, oldest first.
@@ -131,19 +116,13 @@ impl Store {
         let reading = || self.failed("reading the ledger");
         let mut select = self.conn.prepare_cached(SELECT).map_err(reading())?;
         let rows = select.query_map([], from_row).map_err(reading())?;
-        rows.map(|row| row.map_err(|error| self.nonsense(error)))
-            .collect()
+        rows.map(|row| row.map_err(|error| self.nonsense(error))).collect()
     }
 
     fn set(&mut self, mark: &str, key: ProcessKey, sql: &'static str) -> Result<bool, StoreError> {
         let row = params![mark, key.pid, signed(key.start)];
-        let count = self
-            .conn
-            .prepare_cached(sql)
-            .and_then(|mut update| update.execute(row));
-        count
-            .map(|count| count > 0)
-            .map_err(self.failed("adding a process to a tree"))
+        let count = self.conn.prepare_cached(sql).and_then(|mut update| update.execute(row));
+        count.map(|count| count > 0).map_err(self.failed("adding a process to a tree"))
     }
 
     /// A value that cannot be what its column says is damage; anything else is SQLite's own error.
@@ -152,10 +131,7 @@ impl Store {
         match error {
             FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) => {
                 let detail = format!("a row of the table `trees`: {error}");
-                StoreError::Corrupt {
-                    path: self.path.clone(),
-                    detail,
-                }
+                StoreError::Corrupt { path: self.path.clone(), detail }
             }
             other => self.failed("reading the ledger")(other),
         }
@@ -169,10 +145,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<TreeRecord> {
     })?;
     Ok(TreeRecord {
         mark: row.get(0)?,
-        instance: InstanceId {
-            server,
-            number: row.get(2)?,
-        },
+        instance: InstanceId { server, number: row.get(2)? },
         generation: Generation(unsigned(row.get(3)?)),
         guard: key(row.get(4)?, row.get(5)?),
         leader: key(row.get(6)?, row.get(7)?),
@@ -183,10 +156,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<TreeRecord> {
 }
 
 fn key(pid: Option<u32>, start: Option<i64>) -> Option<ProcessKey> {
-    Some(ProcessKey {
-        pid: pid?,
-        start: unsigned(start?),
-    })
+    Some(ProcessKey { pid: pid?, start: unsigned(start?) })
 }
 
 /// SQLite's integers are signed: the same 64 bits, read the other way.

@@ -25,7 +25,12 @@ pub struct Reservation {
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), limit, freed: Notify::new(), waiting: AtomicUsize::new(0) })
+        Arc::new(Self {
+            used: AtomicUsize::new(0),
+            limit,
+            freed: Notify::new(),
+            waiting: AtomicUsize::new(0),
+        })
     }
 
     /// Takes `bytes`, or nothing when that is more than is left. A single body over the whole limit passes

@@ -141,11 +141,16 @@ impl Server {
             let known = undetermined.until(|snapshot| {
                 snapshot.era.is_some()
                     || snapshot.wrong_era.is_some()
-                    || matches!(snapshot.state, State::Backoff { .. } | State::Broken { .. } | State::Failed { .. })
+                    || matches!(
+                        snapshot.state,
+                        State::Backoff { .. } | State::Broken { .. } | State::Failed { .. }
+                    )
             });
             let known = tokio::time::timeout(self.patience(), known).await;
             drop(waiting);
-            if known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed) || undetermined.era().is_none() {
+            if known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed)
+                || undetermined.era().is_none()
+            {
                 // It cannot say what it is: whoever asks for its connection is told why.
                 return Ok(undetermined);
             }
@@ -176,7 +181,11 @@ impl Server {
     }
 
     /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have.
-    pub(crate) async fn start_eagerly(self: &Arc<Self>, core: &Arc<Core>, owner: &Owner) -> Result<(), Unavailable> {
+    pub(crate) async fn start_eagerly(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        owner: &Owner,
+    ) -> Result<(), Unavailable> {
         let traits = self.traits();
         let era = match (traits.legacy, traits.modern) {
             (_, Some(false)) => Some(Era::Legacy),
@@ -247,7 +256,11 @@ impl Server {
     }
 
     /// Lets clients start it again, and starts what there is of it.
-    pub(crate) async fn start(self: &Arc<Self>, core: &Arc<Core>, owner: Option<&Owner>) -> Result<(), Unavailable> {
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        owner: Option<&Owner>,
+    ) -> Result<(), Unavailable> {
         self.stopped.store(false, Ordering::Relaxed);
         for handle in self.instances() {
             handle.wish_start().await;
@@ -295,7 +308,8 @@ fn describe(traits: Traits) -> String {
         Some(false) => Some(format!("does not serve {name} clients")),
         None => None,
     };
-    let asks = traits.asks_back.then(|| "asks back, so calls of several sessions go one at a time".to_owned());
+    let asks =
+        traits.asks_back.then(|| "asks back, so calls of several sessions go one at a time".to_owned());
     let parts: Vec<String> =
         [era("legacy", traits.legacy), era("modern", traits.modern), asks].into_iter().flatten().collect();
     parts.join("; ")

@@ -34,7 +34,9 @@ fn take_lines(lines: &mut Lines, log: &Log) {
     while let Some(line) = lines.next_line() {
         match line {
             Line::Complete(line) => log.push(Stream::Stderr, &String::from_utf8_lossy(&line)),
-            Line::TooLong(bytes) => log.push(Stream::Ostler, &format!("a line of {bytes} bytes on stderr was dropped")),
+            Line::TooLong(bytes) => {
+                log.push(Stream::Ostler, &format!("a line of {bytes} bytes on stderr was dropped"))
+            }
         }
     }
 }

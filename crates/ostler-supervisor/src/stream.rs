@@ -114,9 +114,7 @@ impl ReplayStream {
         inner.bytes += message.len();
         let number = inner.last;
         inner.kept.push_back((number, message));
-        while inner.kept.len() > self.keep.events
-            || (inner.bytes > self.keep.bytes && inner.kept.len() > 1)
-        {
+        while inner.kept.len() > self.keep.events || (inner.bytes > self.keep.bytes && inner.kept.len() > 1) {
             let Some((_, old)) = inner.kept.pop_front() else { break };
             inner.bytes -= old.len();
             inner.dropped += 1;

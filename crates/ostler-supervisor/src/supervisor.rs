@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ostler_config::Config;
@@ -64,7 +64,11 @@ impl Supervisor {
     ///
     /// # Errors
     /// When the store cannot be used, or `/proc` cannot be read.
-    pub async fn start(config: Arc<Config>, state_dir: &Path, spawner: Spawner) -> Result<Arc<Self>, StartError> {
+    pub async fn start(
+        config: Arc<Config>,
+        state_dir: &Path,
+        spawner: Spawner,
+    ) -> Result<Arc<Self>, StartError> {
         let boot_id = ostler_os::boot::boot_id().map_err(StartError::BootId)?;
         let (ledger, left) = Ledger::open(state_dir, boot_id)?;
         let events = Arc::new(Events::default());
@@ -102,7 +106,9 @@ impl Supervisor {
             let Some(owner) = eager_owner(server, caller) else { continue };
             if let Err(error) = server.start_eagerly(&self.core, &owner).await {
                 let what = format!("starting `{}`", server.spec.name);
-                self.core.events.record(server.spec.name.as_str(), Happening::Refused { what, why: error.to_string() });
+                self.core
+                    .events
+                    .record(server.spec.name.as_str(), Happening::Refused { what, why: error.to_string() });
             }
         }
     }
@@ -211,7 +217,11 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`Unavailable`], with the reason.
-    pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Arc<InstanceHandle>, Unavailable> {
+    pub async fn modern(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
         let owner = shared_owner(server, caller);
         server.acquire(&self.core, &owner, Era::Modern, None).await
     }
@@ -232,8 +242,11 @@ impl Supervisor {
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
-        let before: HashMap<InstanceId, Generation> =
-            server.instances().iter().map(|handle| (handle.id.clone(), handle.snapshot().generation)).collect();
+        let before: HashMap<InstanceId, Generation> = server
+            .instances()
+            .iter()
+            .map(|handle| (handle.id.clone(), handle.snapshot().generation))
+            .collect();
         server.start(&self.core, owner.as_ref()).await?;
         for handle in server.instances() {
             let before = before.get(&handle.id).copied().unwrap_or_default();
@@ -293,8 +306,7 @@ impl Supervisor {
 
 async fn until_started(handle: &InstanceHandle, patience: Duration) {
     let started = handle.until(|snapshot| {
-        snapshot.state.serves()
-            || (snapshot.state.is_empty() && snapshot.generation != Generation::default())
+        snapshot.state.serves() || (snapshot.state.is_empty() && snapshot.generation != Generation::default())
     });
     let _ = tokio::time::timeout(patience, started).await;
 }
@@ -352,7 +364,10 @@ async fn reap(ledger: &Ledger, events: &Events, left: Vec<TreeRecord>) -> Result
         let killed: Vec<u32> = report.killed.iter().map(|(pid, _)| pid.unsigned_abs()).collect();
         tracing::warn!(?killed, remaining = ?report.remaining, "an earlier daemon left processes");
         for pid in killed {
-            events.record("daemon", Happening::OrphanReaped { pid, evidence: "the ledger of an earlier daemon".to_owned() });
+            events.record(
+                "daemon",
+                Happening::OrphanReaped { pid, evidence: "the ledger of an earlier daemon".to_owned() },
+            );
         }
     }
     if report.remaining.is_empty() {

@@ -67,7 +67,8 @@ fn table(supervisor: &Supervisor, base: &str) -> String {
         ("scope", width(|row| &row.2, "SCOPE")),
     ]);
     let (server_w, state_w, scope_w) = (widths["server"], widths["state"], widths["scope"]);
-    let mut text = format!("\n{:<server_w$}  {:<state_w$}  {:<scope_w$}  ENDPOINT\n", "SERVER", "STATE", "SCOPE");
+    let mut text =
+        format!("\n{:<server_w$}  {:<state_w$}  {:<scope_w$}  ENDPOINT\n", "SERVER", "STATE", "SCOPE");
     for (name, state, scope) in &rows {
         let _ = writeln!(text, "{name:<server_w$}  {state:<state_w$}  {scope:<scope_w$}  {base}/mcp/{name}");
     }

@@ -82,10 +82,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(arguments: &Arguments) -> Result<Report, Box<dyn Error>> {
-    let tree = Tree {
-        root: arguments.pid,
-        mark: Some(arguments.mark.clone()),
-    };
+    let tree = Tree { root: arguments.pid, mark: Some(arguments.mark.clone()) };
     let target = Rc::new(Target::from_url(&arguments.url)?);
     let begun = Instant::now();
     let mut series = Vec::new();
@@ -151,10 +148,7 @@ async fn connect_all(
         clients.spawn_local(async move {
             let served = async {
                 let mut session = Session::open(&target).await?;
-                session
-                    .call(caller.next_call())
-                    .await
-                    .map_err(|error| format!("call: {error}"))?;
+                session.call(caller.next_call()).await.map_err(|error| format!("call: {error}"))?;
                 caller.check(session.message())?;
                 Ok::<_, String>(session)
             };

@@ -90,11 +90,7 @@ fn answer(line: &[u8], modern: bool, out: &mut Vec<u8>) -> io::Result<()> {
     let params = request.params.map_or("{}", RawValue::get);
     // What revision 2026-07-28 wants in every result, and in those that may be cached.
     let stamp = if modern { r#""resultType":"complete","# } else { "" };
-    let cacheable = if modern {
-        r#""ttlMs":60000,"cacheScope":"public","#
-    } else {
-        ""
-    };
+    let cacheable = if modern { r#""ttlMs":60000,"cacheScope":"public","# } else { "" };
     match method.as_ref() {
         "tools/call" => match serde_json::from_str::<CallParams<'_>>(params) {
             Ok(call) if call.name == "echo" => writeln!(
@@ -108,11 +104,7 @@ fn answer(line: &[u8], modern: bool, out: &mut Vec<u8>) -> io::Result<()> {
         "initialize" => {
             let version = serde_json::from_str::<InitializeParams<'_>>(params)
                 .ok()
-                .and_then(|asked| {
-                    LEGACY_VERSIONS
-                        .into_iter()
-                        .find(|known| *known == asked.protocol_version)
-                })
+                .and_then(|asked| LEGACY_VERSIONS.into_iter().find(|known| *known == asked.protocol_version))
                 .unwrap_or(LEGACY_VERSIONS[LEGACY_VERSIONS.len() - 1]);
             writeln!(
                 out,
@@ -133,10 +125,7 @@ fn answer(line: &[u8], modern: bool, out: &mut Vec<u8>) -> io::Result<()> {
 }
 
 fn failure(id: &str, code: i32, message: &str, out: &mut Vec<u8>) -> io::Result<()> {
-    writeln!(
-        out,
-        r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":"{message}"}}}}"#
-    )
+    writeln!(out, r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":"{message}"}}}}"#)
 }
 
 #[cfg(test)]
@@ -174,19 +163,13 @@ mod tests {
         assert_eq!(asked("1999-01-01"), "2025-11-25");
         let discover = r#"{"jsonrpc":"2.0","id":1,"method":"server/discover"}"#;
         assert_eq!(ask(discover, false)["error"]["code"], -32601);
-        assert_eq!(
-            ask(discover, true)["result"]["supportedVersions"][0],
-            "2026-07-28"
-        );
+        assert_eq!(ask(discover, true)["result"]["supportedVersions"][0], "2026-07-28");
     }
 
     #[test]
     fn what_cannot_be_answered() {
         assert_eq!(ask("{", false)["error"]["code"], -32700);
-        assert_eq!(
-            ask(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#, false),
-            ask("{}", false)
-        );
+        assert_eq!(ask(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#, false), ask("{}", false));
         let wrong =
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{}}}"#;
         assert_eq!(ask(wrong, false)["error"]["code"], -32602);

@@ -72,11 +72,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let (stdin, stdout) = child
-        .stdin
-        .take()
-        .zip(child.stdout.take())
-        .ok_or("the child's pipes were not made")?;
+    let (stdin, stdout) =
+        child.stdin.take().zip(child.stdout.take()).ok_or("the child's pipes were not made")?;
     let (lines, queue) = mpsc::channel(QUEUED_LINES);
     let proxy = Arc::new(Proxy {
         lines,
@@ -126,40 +123,21 @@ async fn handle(proxy: &Proxy, request: Request<Incoming>) -> Result<Response<Fu
 async fn forward(proxy: &Proxy, body: &[u8]) -> Result<Response<Full<Bytes>>, StatusCode> {
     let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(|_| StatusCode::BAD_REQUEST)?;
     let Some(id) = envelope.id else {
-        proxy
-            .lines
-            .send(line(body))
-            .await
-            .map_err(|_| StatusCode::BAD_GATEWAY)?;
+        proxy.lines.send(line(body)).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
         return Ok(empty(StatusCode::ACCEPTED));
     };
     let number = proxy.next_id.fetch_add(1, Ordering::Relaxed);
     let (reply, answer) = oneshot::channel();
-    let pending = Pending {
-        id: id.get().into(),
-        reply,
-    };
-    proxy
-        .pending
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(number, pending);
+    let pending = Pending { id: id.get().into(), reply };
+    proxy.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(number, pending);
     let message = line(&replace(body, id, number.to_string().as_bytes()));
-    proxy
-        .lines
-        .send(message)
-        .await
-        .map_err(|_| StatusCode::BAD_GATEWAY)?;
+    proxy.lines.send(message).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     let answer = answer.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     let mut response = Response::new(Full::new(answer));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if envelope.method == Some("initialize") {
         let session = proxy.next_session.fetch_add(1, Ordering::Relaxed);
-        response
-            .headers_mut()
-            .insert("mcp-session-id", HeaderValue::from(session));
+        response.headers_mut().insert("mcp-session-id", HeaderValue::from(session));
     }
     Ok(response)
 }
@@ -220,11 +198,7 @@ fn resolve(proxy: &Proxy, message: &[u8]) {
         return;
     };
     let Ok(number) = id.get().parse() else { return };
-    let pending = proxy
-        .pending
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(&number);
+    let pending = proxy.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     if let Some(Pending { id: original, reply }) = pending {
         let _ = reply.send(replace(message, id, original.as_bytes()).into());
     }

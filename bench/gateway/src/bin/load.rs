@@ -108,21 +108,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let own_mark = format!("direct-{}", std::process::id());
     let target = match &arguments.url {
         Some(url) => Target::from_url(url)?,
-        None => Target::Stdio {
-            command: arguments.command.clone(),
-            mark: own_mark.clone(),
-        },
+        None => Target::Stdio { command: arguments.command.clone(), mark: own_mark.clone() },
     };
     // Measuring directly, the servers are this process's children: the mark alone leads to them.
     let tree = match (arguments.stdio, arguments.pid) {
-        (true, _) => Tree {
-            root: u32::MAX,
-            mark: Some(own_mark),
-        },
-        (false, pid) => Tree {
-            root: pid.unwrap_or(u32::MAX),
-            mark: arguments.mark.clone(),
-        },
+        (true, _) => Tree { root: u32::MAX, mark: Some(own_mark) },
+        (false, pid) => Tree { root: pid.unwrap_or(u32::MAX), mark: arguments.mark.clone() },
     };
     let report = LocalSet::new().run_until(run(&arguments, target, tree)).await?;
     println!("{}", serde_json::to_string(&report)?);
@@ -141,12 +132,7 @@ async fn run(arguments: &Arguments, target: Target, tree: Tree) -> Result<Report
     let mut callers = JoinSet::new();
     for (number, session) in sessions.into_iter().enumerate() {
         let caller = Caller::new(number, &arguments.tool);
-        callers.spawn_local(call_in_a_loop(
-            session,
-            caller,
-            Rc::clone(&barrier),
-            window.clone(),
-        ));
+        callers.spawn_local(call_in_a_loop(session, caller, Rc::clone(&barrier), window.clone()));
     }
     barrier.wait().await;
     let from = Instant::now() + Duration::from_secs_f64(arguments.warmup);
@@ -239,10 +225,7 @@ async fn collect(mut callers: JoinSet<(Session, Tally)>, deadline: Instant) -> T
             Ok(None) => break,
             Err(_) => {
                 for _ in 0..callers.len() {
-                    total.fail(format!(
-                        "a call had no answer {} s after the end",
-                        STALL_DEADLINE.as_secs()
-                    ));
+                    total.fail(format!("a call had no answer {} s after the end", STALL_DEADLINE.as_secs()));
                 }
                 break;
             }

@@ -16,23 +16,14 @@ pub(crate) struct Key {
 pub(crate) fn keys(schema: &Value) -> Vec<Key> {
     fn walk(schema: &Value, path: &str, into: &mut Vec<Key>) {
         let inner = |name: &str| {
-            if path.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{path}.{name}")
-            }
+            if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
         };
         if let Some(properties) = schema["properties"].as_object() {
-            properties
-                .iter()
-                .for_each(|(name, schema)| walk(schema, &inner(name), into));
+            properties.iter().for_each(|(name, schema)| walk(schema, &inner(name), into));
         } else if schema["additionalProperties"]["properties"].is_object() {
             walk(&schema["additionalProperties"], &inner("NAME"), into);
         } else {
-            into.push(Key {
-                path: path.to_owned(),
-                schema: schema.clone(),
-            });
+            into.push(Key { path: path.to_owned(), schema: schema.clone() });
         }
     }
     let mut found = Vec::new();
@@ -57,10 +48,7 @@ fn rows(all: &[Key], below: &str) -> String {
         };
         let mut meaning = key.schema["description"].as_str().unwrap_or_default().to_owned();
         for choice in key.schema["oneOf"].as_array().into_iter().flatten() {
-            let (word, doc) = (
-                &choice["const"],
-                choice["description"].as_str().unwrap_or_default(),
-            );
+            let (word, doc) = (&choice["const"], choice["description"].as_str().unwrap_or_default());
             meaning.push_str(&format!("<br>`{word}`: {doc}."));
         }
         text.push_str(&format!("| `{name}` | {default} | {meaning} |\n"));
@@ -82,10 +70,7 @@ fn the_reference_has_every_key_with_its_default_and_meaning() {
         let rows = rows(&all, section);
         let (start, end) = (format!("<!-- keys: {section} -->\n"), "<!-- end -->");
         let from = text.find(&start).unwrap_or_else(|| panic!("{start} is missing")) + start.len();
-        let to = from
-            + text[from..]
-                .find(end)
-                .unwrap_or_else(|| panic!("{end} is missing"));
+        let to = from + text[from..].find(end).unwrap_or_else(|| panic!("{end} is missing"));
         if std::env::var_os("UPDATE_DOCS").is_some() {
             text.replace_range(from..to, &rows);
         }
@@ -97,22 +82,11 @@ fn the_reference_has_every_key_with_its_default_and_meaning() {
     }
     for key in all.iter().filter(|k| k.path.starts_with("defaults.")) {
         let name = key.path.trim_start_matches("defaults.");
-        assert!(
-            text.contains(&format!("`{name}`")),
-            "{} is not documented",
-            key.path
-        );
+        assert!(text.contains(&format!("`{name}`")), "{} is not documented", key.path);
     }
     let covered = |path: &str| path.starts_with("defaults.") || SECTIONS.iter().any(|s| path.starts_with(s));
-    assert!(
-        all.iter().all(|k| covered(&k.path)),
-        "a section has no place in the documentation"
-    );
-    assert_eq!(
-        all.len(),
-        63,
-        "the schema lost or gained keys: check the documentation's prose"
-    );
+    assert!(all.iter().all(|k| covered(&k.path)), "a section has no place in the documentation");
+    assert_eq!(all.len(), 63, "the schema lost or gained keys: check the documentation's prose");
 }
 
 /// Every TOML and JSON block of the documentation loads.
@@ -145,30 +119,17 @@ fn the_quickstart_loads_without_a_warning() {
     assert_eq!(names, ["everything", "filesystem", "memory"]);
     for server in &config.servers {
         assert_eq!(server.launch.command, "npx");
-        let (_, version) = server.launch.args[1]
-            .rsplit_once('@')
-            .expect("the package has a version");
-        assert!(
-            version.starts_with(|c: char| c.is_ascii_digit()),
-            "{version} is not pinned"
-        );
+        let (_, version) = server.launch.args[1].rsplit_once('@').expect("the package has a version");
+        assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version} is not pinned");
     }
     let folder = Path::new(config.servers[1].launch.args.last().unwrap());
-    assert!(
-        folder.join("README.txt").is_file(),
-        "{} is not the example's folder",
-        folder.display()
-    );
+    assert!(folder.join("README.txt").is_file(), "{} is not the example's folder", folder.display());
 }
 
 #[test]
 fn the_schema_describes_every_key() {
     for key in keys(&json_schema()) {
         assert!(key.schema["type"].is_string(), "{} has no type", key.path);
-        assert!(
-            key.schema["description"].as_str().is_some_and(|d| d.len() > 10),
-            "{}",
-            key.path
-        );
+        assert!(key.schema["description"].as_str().is_some_and(|d| d.len() > 10), "{}", key.path);
     }
 }

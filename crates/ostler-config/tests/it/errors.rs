@@ -157,18 +157,10 @@ fn warnings_of_another_tools_file() {
 #[test]
 fn an_error_knows_its_place_and_what_was_meant() {
     let errors = toml("[gateway]\n  listn = '127.0.0.1:1'").unwrap_err().errors;
-    let [error] = &errors[..] else {
-        panic!("{errors:?}")
-    };
-    assert_eq!(
-        (error.file.as_str(), error.line, error.column),
-        ("/etc/ostler.toml", 2, 3)
-    );
+    let [error] = &errors[..] else { panic!("{errors:?}") };
+    assert_eq!((error.file.as_str(), error.line, error.column), ("/etc/ostler.toml", 2, 3));
     assert_eq!(error.nearest.as_deref(), Some("listen"));
-    assert!(
-        error.expected.as_ref().is_some_and(|e| e.contains("`listen`")),
-        "{error:?}"
-    );
+    assert!(error.expected.as_ref().is_some_and(|e| e.contains("`listen`")), "{error:?}");
 }
 
 #[test]
@@ -181,11 +173,7 @@ fn colour_only_when_asked() {
 #[test]
 fn a_files_control_characters_do_not_reach_the_terminal() {
     let errors = toml("[servers.\"\\u001b[31mred\"]\n\"\\u001b]0;x\\u0007\" = '${env:\\u001b}'").unwrap_err();
-    assert!(
-        !errors.render(false).contains('\u{1b}'),
-        "{:?}",
-        errors.render(false)
-    );
+    assert!(!errors.render(false).contains('\u{1b}'), "{:?}", errors.render(false));
 }
 
 #[test]
@@ -198,17 +186,12 @@ fn a_long_line_is_shown_near_its_mark_only() {
     let rendered = errors.render(false);
     assert!(rendered.len() < 2000, "{} bytes", rendered.len());
     let column = text.find(", 1, ").unwrap() + 3;
-    assert!(
-        rendered.contains(&format!("/s/mcp.json:1:{column}")),
-        "{rendered}"
-    );
+    assert!(rendered.contains(&format!("/s/mcp.json:1:{column}")), "{rendered}");
 }
 
 #[test]
 fn many_errors_are_counted_not_listed() {
-    let text: String = (0..MAX_RENDERED + 7)
-        .map(|i| format!("unknown{i} = 1\n"))
-        .collect();
+    let text: String = (0..MAX_RENDERED + 7).map(|i| format!("unknown{i} = 1\n")).collect();
     let errors = ostler_config::load_str("a.toml", &text, Format::Toml, &env).unwrap_err();
     assert_eq!(errors.errors.len(), MAX_RENDERED + 7);
     assert!(errors.render(false).ends_with("and 7 more problems"));
@@ -218,20 +201,13 @@ fn many_errors_are_counted_not_listed() {
 fn a_file_of_nothing_but_errors_is_given_up_on() {
     use ostler_config::MAX_FOUND;
     let keys: String = (0..200_000).map(|i| format!("unknown{i} = 1\n")).collect();
-    let entries: Vec<_> = (0..20_000)
-        .map(|i| format!("\"s{i}\": {{\"command\": \"a\", \"odd\": 1}}"))
-        .collect();
+    let entries: Vec<_> =
+        (0..20_000).map(|i| format!("\"s{i}\": {{\"command\": \"a\", \"odd\": 1}}")).collect();
     let servers = format!("{{\"mcpServers\": {{{}}}}}", entries.join(",\n"));
-    for errors in [
-        toml(&keys).unwrap_err(),
-        json("/s/mcp.json", &servers).unwrap_err(),
-    ] {
+    for errors in [toml(&keys).unwrap_err(), json("/s/mcp.json", &servers).unwrap_err()] {
         let found = errors.errors.len() + errors.warnings.len();
         assert!(found <= MAX_FOUND + 10, "{found} problems were looked for");
-        let last = errors
-            .errors
-            .iter()
-            .any(|e| e.message.ends_with("the rest was not looked at"));
+        let last = errors.errors.iter().any(|e| e.message.ends_with("the rest was not looked at"));
         assert!(last, "{}", errors.render(false));
     }
 }

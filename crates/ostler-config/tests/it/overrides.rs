@@ -20,21 +20,14 @@ fn check(variables: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ostler.toml");
     std::fs::write(&path, FILE).unwrap();
-    let set: BTreeMap<String, String> = variables
-        .iter()
-        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-        .collect();
+    let set: BTreeMap<String, String> =
+        variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     let names: Vec<_> = set.keys().cloned().collect();
     load_with(&[path], &|name| set.get(name).cloned(), &names)
 }
 
 fn messages(result: Result<Config, ConfigErrors>) -> Vec<String> {
-    result
-        .unwrap_err()
-        .errors
-        .into_iter()
-        .map(|e| e.message)
-        .collect()
+    result.unwrap_err().errors.into_iter().map(|e| e.message).collect()
 }
 
 #[test]
@@ -58,14 +51,9 @@ fn variables_override_the_file() {
     assert_eq!(config.gateway.allowed_hosts, ["a.example.org", "b.example.org"]);
     assert_eq!(config.sessions.idle, Duration::from_secs(2));
     assert_eq!(config.limits.processes, 3);
-    let [hub, other] = &config.servers[..] else {
-        panic!("{:?}", config.servers)
-    };
+    let [hub, other] = &config.servers[..] else { panic!("{:?}", config.servers) };
     assert_eq!((hub.scope, other.scope), (Scope::Shared, Scope::Session));
-    assert_eq!(
-        (hub.restart.jitter, hub.restart.max, other.restart.max),
-        (0.5, 5, 1)
-    );
+    assert_eq!((hub.restart.jitter, hub.restart.max, other.restart.max), (0.5, 5, 1));
     assert_eq!(hub.launch.args, ["a,b", "c"]);
     assert_eq!(hub.launch.env.len(), 2);
 }
@@ -120,8 +108,5 @@ fn a_variable_that_could_mean_two_servers_is_refused() {
     let text = "[servers.a-b]\ncommand='x'\n[servers.'a.b']\ncommand='y'";
     let env = |name: &str| (name == "OSTLER_SERVERS__A_B__SCOPE").then(|| "shared".to_owned());
     let result = ostler_config::load_str("o.toml", text, ostler_config::Format::Toml, &env);
-    assert_eq!(
-        messages(result),
-        ["`OSTLER_SERVERS__A_B__SCOPE` could mean `a-b` or `a.b`"]
-    );
+    assert_eq!(messages(result), ["`OSTLER_SERVERS__A_B__SCOPE` could mean `a-b` or `a.b`"]);
 }

@@ -96,18 +96,9 @@ fn every_key_is_read() {
     assert_eq!(gateway.allowed_hosts, ["mcp.example.org", "mcp.example.org:8443"]);
     assert_eq!(gateway.allowed_origins, ["https://example.org"]);
     assert_eq!((gateway.max_body, gateway.body_memory), (1 << 20, 2_000_000));
-    assert_eq!(
-        (gateway.header_timeout, gateway.body_timeout),
-        (SECOND, 2 * SECOND)
-    );
-    assert_eq!(
-        (gateway.write_timeout, gateway.keepalive),
-        (3 * SECOND, 4 * SECOND)
-    );
-    assert_eq!(
-        (gateway.sse_after, gateway.stream_hold),
-        (Duration::ZERO, 60 * SECOND)
-    );
+    assert_eq!((gateway.header_timeout, gateway.body_timeout), (SECOND, 2 * SECOND));
+    assert_eq!((gateway.write_timeout, gateway.keepalive), (3 * SECOND, 4 * SECOND));
+    assert_eq!((gateway.sse_after, gateway.stream_hold), (Duration::ZERO, 60 * SECOND));
     assert_eq!((gateway.replay_events, gateway.replay_bytes), (10, 10 << 10));
     assert_eq!(gateway.max_connections, 5);
     let limits = &config.limits;
@@ -120,37 +111,19 @@ fn every_key_is_read() {
 fn check_server(config: &Config) {
     let server = &config.servers[0];
     assert_eq!(server.launch.command, "npx");
-    assert_eq!(
-        server.launch.args,
-        ["-y", "@modelcontextprotocol/server-github", "public"]
-    );
+    assert_eq!(server.launch.args, ["-y", "@modelcontextprotocol/server-github", "public"]);
     assert_eq!(server.launch.env["GITHUB_TOKEN"], "s3cret");
     assert_eq!(server.launch.inherit_env, ["HTTPS_PROXY"]);
     assert_eq!(server.launch.cwd.as_deref(), Some(Path::new("/etc")));
     assert!(server.required);
-    assert_eq!(
-        (server.scope, server.start),
-        (Scope::Session, StartMode::OnDemand)
-    );
+    assert_eq!((server.scope, server.start), (Scope::Session, StartMode::OnDemand));
     assert_eq!(server.concurrency, Concurrency::Serial);
-    assert_eq!(
-        (server.restart.policy, server.restart.max),
-        (RestartPolicy::Always, 0)
-    );
+    assert_eq!((server.restart.policy, server.restart.max), (RestartPolicy::Always, 0));
     assert_eq!(server.restart.window, 60 * SECOND);
-    assert_eq!(
-        (server.restart.backoff_min, server.restart.backoff_max),
-        (SECOND, 2 * SECOND)
-    );
+    assert_eq!((server.restart.backoff_min, server.restart.backoff_max), (SECOND, 2 * SECOND));
     assert_eq!(server.restart.jitter, 1.0);
-    assert_eq!(
-        (server.deadlines.stdin_grace, server.deadlines.term_grace),
-        (4 * SECOND, 16 * SECOND)
-    );
-    assert_eq!(
-        (server.deadlines.drain, server.deadlines.spawn),
-        (Duration::ZERO, SECOND)
-    );
+    assert_eq!((server.deadlines.stdin_grace, server.deadlines.term_grace), (4 * SECOND, 16 * SECOND));
+    assert_eq!((server.deadlines.drain, server.deadlines.spawn), (Duration::ZERO, SECOND));
     assert_eq!(server.deadlines.handshake, 2 * SECOND);
     assert_eq!((server.call_idle, server.call_max), (3 * SECOND, 4 * SECOND));
     assert_eq!((server.idle, server.log_lines), (10 * SECOND, 7));
@@ -174,15 +147,10 @@ fn defaults_fill_in_what_a_server_does_not_say_key_by_key() {
         "#,
     )
     .unwrap();
-    let [a, b] = &config.servers[..] else {
-        panic!("{:?}", config.servers)
-    };
+    let [a, b] = &config.servers[..] else { panic!("{:?}", config.servers) };
     assert_eq!((a.scope, b.scope), (Scope::Shared, Scope::Project));
     assert_eq!((a.restart.max, b.restart.max), (9, 9));
-    assert_eq!(
-        (a.restart.backoff_min, b.restart.backoff_min),
-        (Duration::from_millis(100), 2 * SECOND)
-    );
+    assert_eq!((a.restart.backoff_min, b.restart.backoff_min), (Duration::from_millis(100), 2 * SECOND));
     assert_eq!((b.restart.jitter, b.deadlines.handshake), (0.5, 5 * SECOND));
 }
 
@@ -195,12 +163,7 @@ fn a_server_that_is_not_enabled_is_left_out_with_what_it_would_need() {
 #[test]
 fn servers_keep_the_order_of_the_file() {
     let text = "[servers.z]\ncommand='z'\n[servers.a]\ncommand='a'\n[servers.m]\ncommand='m'";
-    let names: Vec<_> = toml(text)
-        .unwrap()
-        .servers
-        .iter()
-        .map(|s| s.name.to_string())
-        .collect();
+    let names: Vec<_> = toml(text).unwrap().servers.iter().map(|s| s.name.to_string()).collect();
     assert_eq!(names, ["z", "a", "m"]);
 }
 
@@ -208,13 +171,8 @@ fn servers_keep_the_order_of_the_file() {
 fn relative_paths_start_from_the_file() {
     let spec = only(toml("[servers.a]\ncommand = './bin/a'\nargs = ['./x']"));
     assert_eq!(spec.launch.command, "/etc/bin/a");
-    assert_eq!(
-        (spec.launch.args, spec.launch.cwd),
-        (vec!["./x".to_owned()], None)
-    );
-    let spec = only(toml(
-        "[servers.a]\ncommand = 'bin/a'\ncwd = '${workspaceFolder}/../usr'",
-    ));
+    assert_eq!((spec.launch.args, spec.launch.cwd), (vec!["./x".to_owned()], None));
+    let spec = only(toml("[servers.a]\ncommand = 'bin/a'\ncwd = '${workspaceFolder}/../usr'"));
     assert_eq!(spec.launch.command, "/etc/../usr/bin/a");
 }
 
@@ -243,23 +201,14 @@ fn several_files_make_one_configuration() {
             "ostler.toml",
             "[gateway]\nlisten = '127.0.0.1:1'\n[defaults]\nscope = 'shared'\n[servers.a]\ncommand = 'a'",
         ),
-        write(
-            "more.toml",
-            "[gateway]\nlisten = '127.0.0.1:1'\nkeepalive = '1s'\n[servers.a]\ncommand = 'a'",
-        ),
-        write(
-            "claude.json",
-            r#"{"mcpServers": {"b": {"command": "b"}, "a": {"command": "a"}}}"#,
-        ),
+        write("more.toml", "[gateway]\nlisten = '127.0.0.1:1'\nkeepalive = '1s'\n[servers.a]\ncommand = 'a'"),
+        write("claude.json", r#"{"mcpServers": {"b": {"command": "b"}, "a": {"command": "a"}}}"#),
     ];
     let config = load(&files, &env).unwrap_or_else(|e| panic!("{e}"));
     let names: Vec<_> = config.servers.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     assert!(config.servers.iter().all(|s| s.scope == Scope::Shared));
-    assert_eq!(
-        (config.gateway.listen.port(), config.gateway.keepalive),
-        (1, SECOND)
-    );
+    assert_eq!((config.gateway.listen.port(), config.gateway.keepalive), (1, SECOND));
     assert_eq!(config.sources, files);
 }
 
@@ -271,16 +220,11 @@ fn a_file_that_cannot_be_read_is_named_and_the_others_are_still_checked() {
     let latin = dir.path().join("latin.toml");
     std::fs::write(&latin, b"# one\n# caf\xe9").unwrap();
     let none = dir.path().join("none.toml");
-    let errors = load(&[none.clone(), bad, latin, dir.path().to_owned()], &env)
-        .unwrap_err()
-        .errors;
+    let errors = load(&[none.clone(), bad, latin, dir.path().to_owned()], &env).unwrap_err().errors;
     let messages: Vec<_> = errors.iter().map(|e| e.message.as_str()).collect();
     assert_eq!(errors.len(), 4, "{messages:?}");
     assert!(messages[0].contains("No such file"), "{messages:?}");
-    assert_eq!(
-        (errors[0].file.as_str(), errors[0].line),
-        (none.to_str().unwrap(), 0)
-    );
+    assert_eq!((errors[0].file.as_str(), errors[0].line), (none.to_str().unwrap(), 0));
     assert_eq!((errors[1].line, errors[1].column), (1, 2));
     assert!(messages[2].ends_with("line 2 is not UTF-8 text"), "{messages:?}");
     assert!(messages[3].contains("directory"), "{messages:?}");

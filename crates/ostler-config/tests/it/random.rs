@@ -45,11 +45,7 @@ fn check(text: &str) -> Result<(), TestCaseError> {
 
 /// A valid text with a few stretches cut out, doubled or overwritten.
 fn mutated(original: &'static str) -> impl Strategy<Value = String> {
-    let edit = (
-        any::<prop::sample::Index>(),
-        0_usize..12,
-        r#"[\[\]{}"'$:,.=\\#/a-z0-9 \nä]{0,4}"#,
-    );
+    let edit = (any::<prop::sample::Index>(), 0_usize..12, r#"[\[\]{}"'$:,.=\\#/a-z0-9 \nä]{0,4}"#);
     prop::collection::vec(edit, 1..6).prop_map(move |edits| {
         let mut text: Vec<char> = original.chars().collect();
         for (index, length, with) in edits {
@@ -99,10 +95,7 @@ proptest! {
 
 /// Every key of the schema, by path.
 fn documented_keys() -> Vec<String> {
-    crate::documentation::keys(&json_schema())
-        .into_iter()
-        .map(|k| k.path)
-        .collect()
+    crate::documentation::keys(&json_schema()).into_iter().map(|k| k.path).collect()
 }
 
 #[test]
@@ -115,11 +108,7 @@ fn the_originals_are_valid_but_for_what_is_meant_to_be_wrong() {
 
 #[test]
 fn deep_nesting_is_an_error() {
-    for text in [
-        "[".repeat(100_000),
-        "{\"a\":".repeat(100_000),
-        format!("a = {}", "[".repeat(100_000)),
-    ] {
+    for text in ["[".repeat(100_000), "{\"a\":".repeat(100_000), format!("a = {}", "[".repeat(100_000))] {
         for format in [Format::Toml, Format::Json] {
             assert!(load_str("/s/x", &text, format, &env).is_err());
         }

@@ -27,15 +27,10 @@ fn claude_desktop() {
 }"#,
     )
     .unwrap();
-    let [filesystem, github] = &config.servers[..] else {
-        panic!("{:?}", config.servers)
-    };
+    let [filesystem, github] = &config.servers[..] else { panic!("{:?}", config.servers) };
     assert_eq!(filesystem.name.as_str(), "filesystem");
     assert_eq!(filesystem.launch.args[2], "/home/ann/Desktop");
-    assert_eq!(
-        filesystem.launch.cwd, None,
-        "a file for the whole user names no project"
-    );
+    assert_eq!(filesystem.launch.cwd, None, "a file for the whole user names no project");
     assert_eq!(github.launch.env["GITHUB_TOKEN"], "ghp_x");
     assert_eq!(warnings(&config), [""; 0]);
 }
@@ -63,33 +58,20 @@ fn cursor_and_cline_with_their_own_keys() {
 }"#,
     )
     .unwrap();
-    let [db] = &config.servers[..] else {
-        panic!("{:?}", config.servers)
-    };
+    let [db] = &config.servers[..] else { panic!("{:?}", config.servers) };
     assert_eq!(db.launch.command, "/src/shop/bin/db-mcp");
-    let env: Vec<_> = db
-        .launch
-        .env
-        .iter()
-        .map(|(k, v)| (k.as_str(), v.as_str()))
-        .collect();
+    let env: Vec<_> = db.launch.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(env, [("PORT", "5432"), ("TOKEN", "s3cret"), ("VERBOSE", "true")]);
     assert_eq!(db.launch.cwd.as_deref(), Some(Path::new("/src/shop")));
     assert_eq!(
         warnings(&config),
-        [
-            "`timeout` of server `db` is not used",
-            "server `remote` is skipped: it is a remote server"
-        ]
+        ["`timeout` of server `db` is not used", "server `remote` is skipped: it is a remote server"]
     );
 }
 
 #[test]
 fn the_users_own_cursor_file_means_no_project() {
-    let spec = only(json(
-        "/home/ann/.cursor/mcp.json",
-        r#"{"mcpServers": {"a": {"command": "a"}}}"#,
-    ));
+    let spec = only(json("/home/ann/.cursor/mcp.json", r#"{"mcpServers": {"a": {"command": "a"}}}"#));
     assert_eq!(spec.launch.cwd, None);
 }
 
@@ -103,17 +85,12 @@ fn claude_code_project_file() {
         }}"#,
     )
     .unwrap();
-    let [shop] = &config.servers[..] else {
-        panic!("{:?}", config.servers)
-    };
+    let [shop] = &config.servers[..] else { panic!("{:?}", config.servers) };
     assert_eq!(shop.launch.command, "/src/shop/tools/mcp");
     assert_eq!(shop.launch.args, ["s3cret", "x", "${NONE}"]);
     assert_eq!(
         warnings(&config),
-        [
-            "`${NONE}` stays as it is",
-            "server `sentry` is skipped: `type` is `http`"
-        ]
+        ["`${NONE}` stays as it is", "server `sentry` is skipped: `type` is `http`"]
     );
 }
 
@@ -132,13 +109,8 @@ fn claude_code_user_file_with_projects() {
         }"#,
     )
     .unwrap();
-    let [memory, db] = &config.servers[..] else {
-        panic!("{:?}", config.servers)
-    };
-    assert_eq!(
-        (memory.name.as_str(), memory.launch.cwd.as_deref()),
-        ("memory", None)
-    );
+    let [memory, db] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    assert_eq!((memory.name.as_str(), memory.launch.cwd.as_deref()), ("memory", None));
     assert_eq!(db.launch.cwd.as_deref(), Some(Path::new("/src/shop/sub")));
     assert_eq!(
         warnings(&config),
@@ -166,12 +138,7 @@ fn vs_code_workspace_file() {
     .unwrap();
     let names: Vec<_> = config.servers.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["playwright", "fetch"]);
-    assert!(
-        config
-            .servers
-            .iter()
-            .all(|s| s.launch.cwd.as_deref() == Some(Path::new("/src/shop")))
-    );
+    assert!(config.servers.iter().all(|s| s.launch.cwd.as_deref() == Some(Path::new("/src/shop"))));
     assert_eq!(
         warnings(&config),
         [
@@ -191,21 +158,13 @@ fn vs_code_settings_and_zed() {
         "a": {"source": "custom", "command": {"path": "a", "args": ["x"], "env": {"B": "c"}}},
         "b": {"source": "extension", "enabled": true, "settings": {}}}}"#;
     let spec = only(json("/s/settings.json", text));
-    assert_eq!(
-        (spec.launch.command.as_str(), &spec.launch.args[..]),
-        ("a", &["x".to_owned()][..])
-    );
+    assert_eq!((spec.launch.command.as_str(), &spec.launch.args[..]), ("a", &["x".to_owned()][..]));
     assert_eq!(spec.launch.env["B"], "c");
 }
 
 #[test]
 fn a_list_of_entries_alone() {
-    assert_eq!(
-        only(json("/s/.mcp.json", r#"{"a": {"command": "a"}}"#))
-            .name
-            .as_str(),
-        "a"
-    );
+    assert_eq!(only(json("/s/.mcp.json", r#"{"a": {"command": "a"}}"#)).name.as_str(), "a");
 }
 
 #[test]
@@ -213,10 +172,7 @@ fn ostlers_own_keys_in_an_entry() {
     let text =
         r#"{"mcpServers": {"a": {"command": "a", "ostler": {"scope": "session", "concurrency": "serial"}}}}"#;
     let spec = only(json("/s/a.json", text));
-    assert_eq!(
-        (spec.scope, spec.concurrency),
-        (Scope::Session, Concurrency::Serial)
-    );
+    assert_eq!((spec.scope, spec.concurrency), (Scope::Session, Concurrency::Serial));
 }
 
 #[test]

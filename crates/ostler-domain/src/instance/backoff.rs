@@ -22,15 +22,8 @@ pub const BROKEN_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// the spread is cut there rather than moved onto it, so that many instances do not come back in one moment.
 pub fn backoff_delay(restart: &Restart, failures: u32, entropy: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(31);
-    let base = restart
-        .backoff_min
-        .saturating_mul(1 << doublings)
-        .min(restart.backoff_max);
-    let jitter = if restart.jitter.is_nan() {
-        0.0
-    } else {
-        restart.jitter.clamp(0.0, 1.0)
-    };
+    let base = restart.backoff_min.saturating_mul(1 << doublings).min(restart.backoff_max);
+    let jitter = if restart.jitter.is_nan() { 0.0 } else { restart.jitter.clamp(0.0, 1.0) };
     if jitter == 0.0 {
         return base;
     }
@@ -38,17 +31,12 @@ pub fn backoff_delay(restart: &Restart, failures: u32, entropy: u64) -> Duration
     let low = base.as_secs_f64() * (1.0 - jitter);
     let high = (base.as_secs_f64() * (1.0 + jitter)).min(max);
     let share = entropy as f64 / u64::MAX as f64;
-    Duration::try_from_secs_f64(low + share * (high - low))
-        .unwrap_or(base)
-        .min(restart.backoff_max)
+    Duration::try_from_secs_f64(low + share * (high - low)).unwrap_or(base).min(restart.backoff_max)
 }
 
 /// The pause before the next slow try of a broken instance.
 pub fn broken_pause(restart: &Restart) -> Duration {
-    restart
-        .backoff_max
-        .saturating_mul(BROKEN_FACTOR)
-        .max(BROKEN_PAUSE_MIN)
+    restart.backoff_max.saturating_mul(BROKEN_FACTOR).max(BROKEN_PAUSE_MIN)
 }
 
 /// What is remembered of earlier restarts.
@@ -75,11 +63,7 @@ impl History {
 
     /// Counts one more restart, unless that would be one too many within the window: then false.
     pub(super) fn admit(&mut self, restart: &Restart, now: Now) -> bool {
-        while self
-            .restarts
-            .front()
-            .is_some_and(|at| now.since(*at) >= restart.window)
-        {
+        while self.restarts.front().is_some_and(|at| now.since(*at) >= restart.window) {
             self.restarts.pop_front();
         }
         let full = self.restarts.len() >= restart.max.min(HISTORY_MAX) as usize;

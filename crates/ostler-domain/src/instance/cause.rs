@@ -99,11 +99,7 @@ impl fmt::Display for Cause {
             }
             Self::HandshakeFailed { why } => write!(f, "the handshake failed: {why}"),
             Self::HandshakeTimeout { after } => {
-                write!(
-                    f,
-                    "the server did not answer the handshake within {}",
-                    human(*after)
-                )
+                write!(f, "the server did not answer the handshake within {}", human(*after))
             }
             Self::ExitedEarly(exit) => write!(f, "the server {exit} before it was ready"),
             Self::Exited(exit) => write!(f, "the server {exit}"),

@@ -25,12 +25,7 @@ pub(super) fn decide(it: &mut Instance, event: Event, now: Now, entropy: u64) ->
     if stale {
         return Vec::new();
     }
-    let mut turn = Turn {
-        it,
-        now,
-        entropy,
-        effects: Vec::new(),
-    };
+    let mut turn = Turn { it, now, entropy, effects: Vec::new() };
     turn.take(event);
     turn.effects
 }
@@ -62,17 +57,13 @@ impl Turn<'_> {
             State::Stopped | State::Failed { .. } => self.spawn(),
             State::Starting { .. } | State::Ready { .. } | State::Degraded { .. } => {}
             State::Backoff { until, cause, .. } => {
-                let why = format!(
-                    "it is waiting {} before the next try ({cause})",
-                    human(until.since(self.now))
-                );
+                let why =
+                    format!("it is waiting {} before the next try ({cause})", human(until.since(self.now)));
                 self.refuse_start(why);
             }
             State::Broken { next_try, cause } => {
                 let wait = human(next_try.since(self.now));
-                self.refuse_start(format!(
-                    "it restarted too often; the next try is in {wait} ({cause})"
-                ));
+                self.refuse_start(format!("it restarted too often; the next try is in {wait} ({cause})"));
             }
             State::Stopping { then, .. } => {
                 let comes_back = match then {
@@ -91,10 +82,7 @@ impl Turn<'_> {
 
     fn refuse_start(&mut self, why: String) {
         let why = format!("{why}; a restart does not wait");
-        self.record(Happening::Refused {
-            what: "start".to_owned(),
-            why,
-        });
+        self.record(Happening::Refused { what: "start".to_owned(), why });
     }
 
     fn stop(&mut self, reason: String) {
@@ -117,9 +105,7 @@ impl Turn<'_> {
                 self.spawn();
             }
             State::Starting { .. } | State::Ready { .. } | State::Degraded { .. } => {
-                self.record(Happening::RestartAsked {
-                    reason: reason.clone(),
-                });
+                self.record(Happening::RestartAsked { reason: reason.clone() });
                 self.begin_stop(AfterStop::Restart { reason });
             }
             State::Stopping { .. } => self.change_then(AfterStop::Restart { reason }),
@@ -147,10 +133,7 @@ impl Turn<'_> {
         self.effects.push(Effect::Spawn { generation });
         let deadline = self.now.after(self.it.policy.deadlines.spawn);
         self.arm(TimerKind::Spawn, deadline);
-        self.it.state = State::Starting {
-            phase: StartPhase::Spawn,
-            deadline,
-        };
+        self.it.state = State::Starting { phase: StartPhase::Spawn, deadline };
     }
 
     fn spawned(&mut self, pid: u32) {
@@ -165,15 +148,10 @@ impl Turn<'_> {
                 let deadline = self.now.after(self.it.policy.deadlines.handshake);
                 self.effects.push(Effect::Handshake { generation });
                 self.arm(TimerKind::Handshake, deadline);
-                self.it.state = State::Starting {
-                    phase: StartPhase::Handshake,
-                    deadline,
-                };
+                self.it.state = State::Starting { phase: StartPhase::Handshake, deadline };
             }
             // It came after all: what was owed to it is due now.
-            State::Stopping {
-                step: StopStep::Kill, ..
-            } => self.effects.push(Effect::Kill { generation }),
+            State::Stopping { step: StopStep::Kill, .. } => self.effects.push(Effect::Kill { generation }),
             State::Stopping { .. } => self.climb(StopStep::CloseStdin),
             _ => {}
         }
@@ -201,30 +179,16 @@ impl Turn<'_> {
     }
 
     fn handshake_done(&mut self) {
-        if !matches!(
-            self.it.state,
-            State::Starting {
-                phase: StartPhase::Handshake,
-                ..
-            }
-        ) {
+        if !matches!(self.it.state, State::Starting { phase: StartPhase::Handshake, .. }) {
             return;
         }
         self.it.state = State::Ready { since: self.now };
-        self.record(Happening::Ready {
-            after: self.now.since(self.it.spawned_at),
-        });
+        self.record(Happening::Ready { after: self.now.since(self.it.spawned_at) });
         self.arm_settled();
     }
 
     fn handshake_failed(&mut self, why: String) {
-        if matches!(
-            self.it.state,
-            State::Starting {
-                phase: StartPhase::Handshake,
-                ..
-            }
-        ) {
+        if matches!(self.it.state, State::Starting { phase: StartPhase::Handshake, .. }) {
             self.give_up_start(Cause::HandshakeFailed { why });
         }
     }
@@ -237,10 +201,7 @@ impl Turn<'_> {
                 let since = *since;
                 self.note_health(since);
                 self.cancel();
-                self.it.state = State::Degraded {
-                    since: self.now,
-                    reason: reason.clone(),
-                };
+                self.it.state = State::Degraded { since: self.now, reason: reason.clone() };
                 self.record(Happening::Degraded { reason });
             }
             // The latest reason is shown; a figure in it may change with each probe, so it is not recorded.
@@ -252,9 +213,7 @@ impl Turn<'_> {
     fn recovered(&mut self) {
         if let State::Degraded { since, .. } = self.it.state {
             self.it.state = State::Ready { since: self.now };
-            self.record(Happening::Recovered {
-                after: self.now.since(since),
-            });
+            self.record(Happening::Recovered { after: self.now.since(since) });
             self.arm_settled();
         }
     }
@@ -337,19 +296,10 @@ impl Turn<'_> {
 
     fn stuck(&mut self, mut pids: Vec<u32>) {
         pids.truncate(PIDS_MAX);
-        let killing = matches!(
-            self.it.state,
-            State::Stopping {
-                step: StopStep::Kill,
-                ..
-            }
-        );
+        let killing = matches!(self.it.state, State::Stopping { step: StopStep::Kill, .. });
         if killing && pids != self.it.stuck {
             self.it.stuck.clone_from(&pids);
-            self.record(Happening::Stuck {
-                pids,
-                kills: self.it.kills,
-            });
+            self.record(Happening::Stuck { pids, kills: self.it.kills });
         }
     }
 
@@ -362,25 +312,17 @@ impl Turn<'_> {
         }
         if self.now < at {
             // The clock's grain, or the echo of an earlier timer of this kind.
-            self.effects.push(Effect::Timer {
-                generation: self.it.generation,
-                kind,
-                at,
-            });
+            self.effects.push(Effect::Timer { generation: self.it.generation, kind, at });
             return;
         }
         self.it.timer = None;
         match (kind, self.it.state.clone()) {
             (TimerKind::Spawn, _) => {
-                let cause = Cause::SpawnTimeout {
-                    after: self.it.policy.deadlines.spawn,
-                };
+                let cause = Cause::SpawnTimeout { after: self.it.policy.deadlines.spawn };
                 self.give_up_start(cause);
             }
             (TimerKind::Handshake, _) => {
-                let cause = Cause::HandshakeTimeout {
-                    after: self.it.policy.deadlines.handshake,
-                };
+                let cause = Cause::HandshakeTimeout { after: self.it.policy.deadlines.handshake };
                 self.give_up_start(cause);
             }
             (TimerKind::StopStep, State::Stopping { step, .. }) => self.next_step(step),
@@ -400,19 +342,12 @@ impl Turn<'_> {
     }
 
     pub(super) fn fail_pending(&mut self, reason: String) {
-        self.effects.push(Effect::FailPending {
-            generation: self.it.generation,
-            reason,
-        });
+        self.effects.push(Effect::FailPending { generation: self.it.generation, reason });
     }
 
     pub(super) fn arm(&mut self, kind: TimerKind, at: Now) {
         self.it.timer = Some((kind, at));
-        self.effects.push(Effect::Timer {
-            generation: self.it.generation,
-            kind,
-            at,
-        });
+        self.effects.push(Effect::Timer { generation: self.it.generation, kind, at });
     }
 
     pub(super) fn cancel(&mut self) {

@@ -41,9 +41,7 @@ impl Turn<'_> {
                 self.record(Happening::Failed { cause });
             } else {
                 self.it.state = State::Stopped;
-                self.record(Happening::Stopped {
-                    reason: cause.to_string(),
-                });
+                self.record(Happening::Stopped { reason: cause.to_string() });
             }
             return;
         }
@@ -63,11 +61,7 @@ impl Turn<'_> {
             cause: cause.clone(),
         });
         self.arm(TimerKind::Backoff, until);
-        self.it.state = State::Backoff {
-            until,
-            failures,
-            cause,
-        };
+        self.it.state = State::Backoff { until, failures, cause };
     }
 
     fn become_broken(&mut self, cause: Cause) {
@@ -76,13 +70,7 @@ impl Turn<'_> {
         let pause = backoff::broken_pause(restart);
         let next_try = self.now.after(pause);
         let on_trial = self.it.history.on_trial;
-        self.record(Happening::GaveUp {
-            next_try_in: pause,
-            max,
-            window,
-            on_trial,
-            cause: cause.clone(),
-        });
+        self.record(Happening::GaveUp { next_try_in: pause, max, window, on_trial, cause: cause.clone() });
         self.arm(TimerKind::Retry, next_try);
         self.it.state = State::Broken { next_try, cause };
     }

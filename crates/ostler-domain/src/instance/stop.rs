@@ -27,11 +27,7 @@ impl Turn<'_> {
         if self.it.tree == Tree::Asked {
             return self.await_spawn(then);
         }
-        let first = if serving {
-            StopStep::Drain
-        } else {
-            StopStep::CloseStdin
-        };
+        let first = if serving { StopStep::Drain } else { StopStep::CloseStdin };
         self.enter(then);
         if !serving {
             self.fail_unfinished();
@@ -43,18 +39,12 @@ impl Turn<'_> {
     /// deadline keeps running and leads to SIGKILL.
     fn await_spawn(&mut self, then: AfterStop) {
         if let AfterStop::Stop { reason } = &then {
-            self.record(Happening::StopAsked {
-                reason: reason.clone(),
-            });
+            self.record(Happening::StopAsked { reason: reason.clone() });
         }
         self.fail_pending(format!("the server {} before it was running", ending(&then)));
         let deadline = self.it.timer.map_or(self.now, |(_, at)| at);
         self.arm(TimerKind::StopStep, deadline);
-        self.it.state = State::Stopping {
-            step: StopStep::CloseStdin,
-            deadline,
-            then,
-        };
+        self.it.state = State::Stopping { step: StopStep::CloseStdin, deadline, then };
     }
 
     /// Gives up a start that failed or took too long: what runs is ended with little ceremony.
@@ -65,9 +55,7 @@ impl Turn<'_> {
             self.enter(AfterStop::ByPolicy { cause });
             self.climb(StopStep::Kill);
         } else {
-            self.effects.push(Effect::CloseStdin {
-                generation: self.it.generation,
-            });
+            self.effects.push(Effect::CloseStdin { generation: self.it.generation });
             self.clear_remains(AfterStop::ByPolicy { cause });
         }
     }
@@ -77,19 +65,13 @@ impl Turn<'_> {
         let deadlines = &self.it.policy.deadlines;
         let grace = deadlines.term_grace.min(deadlines.stdin_grace);
         self.enter(then);
-        self.effects.push(Effect::Terminate {
-            generation: self.it.generation,
-        });
+        self.effects.push(Effect::Terminate { generation: self.it.generation });
         self.stand_on(StopStep::Terminate, grace);
     }
 
     /// Becomes `Stopping`; the caller takes the first rung right after.
     fn enter(&mut self, then: AfterStop) {
-        self.it.state = State::Stopping {
-            step: StopStep::Drain,
-            deadline: self.now,
-            then,
-        };
+        self.it.state = State::Stopping { step: StopStep::Drain, deadline: self.now, then };
     }
 
     /// The deadline of a rung has passed.
@@ -109,13 +91,7 @@ impl Turn<'_> {
 
     /// No call runs any more: no need to wait for the drain deadline.
     pub(super) fn drained(&mut self) {
-        if matches!(
-            self.it.state,
-            State::Stopping {
-                step: StopStep::Drain,
-                ..
-            }
-        ) {
+        if matches!(self.it.state, State::Stopping { step: StopStep::Drain, .. }) {
             self.climb(StopStep::CloseStdin);
         }
     }
@@ -138,10 +114,7 @@ impl Turn<'_> {
             StopStep::Terminate => (Effect::Terminate { generation }, deadlines.term_grace),
             StopStep::Kill => {
                 self.it.kills = self.it.kills.saturating_add(1);
-                (
-                    Effect::Kill { generation },
-                    kill_interval(deadlines.kill, self.it.kills),
-                )
+                (Effect::Kill { generation }, kill_interval(deadlines.kill, self.it.kills))
             }
         };
         self.effects.push(effect);
@@ -153,21 +126,12 @@ impl Turn<'_> {
         let until = self.now.after(grace);
         self.arm(TimerKind::StopStep, until);
         let mut why = None;
-        if let State::Stopping {
-            step: at,
-            deadline,
-            then,
-        } = &mut self.it.state
-        {
+        if let State::Stopping { step: at, deadline, then } = &mut self.it.state {
             (*at, *deadline) = (step, until);
             why = Some(reason_of(then));
         }
         if let Some(reason) = why {
-            self.record(Happening::StopStep {
-                step,
-                kills: self.it.kills,
-                reason,
-            });
+            self.record(Happening::StopStep { step, kills: self.it.kills, reason });
         }
     }
 
@@ -180,12 +144,8 @@ impl Turn<'_> {
             return;
         }
         let what = match &new {
-            AfterStop::Restart { reason } => Some(Happening::RestartAsked {
-                reason: reason.clone(),
-            }),
-            AfterStop::Stop { reason } => Some(Happening::StopAsked {
-                reason: reason.clone(),
-            }),
+            AfterStop::Restart { reason } => Some(Happening::RestartAsked { reason: reason.clone() }),
+            AfterStop::Stop { reason } => Some(Happening::StopAsked { reason: reason.clone() }),
             AfterStop::ByPolicy { .. } => None,
         };
         *then = new;
@@ -198,10 +158,7 @@ impl Turn<'_> {
 /// The pause after the `kills`-th SIGKILL: doubled with each, within the two limits.
 fn kill_interval(first: Duration, kills: u32) -> Duration {
     let doublings = kills.saturating_sub(1).min(16);
-    first
-        .max(KILL_RETRY_MIN)
-        .saturating_mul(1 << doublings)
-        .min(KILL_RETRY_MAX.max(first))
+    first.max(KILL_RETRY_MIN).saturating_mul(1 << doublings).min(KILL_RETRY_MAX.max(first))
 }
 
 /// Why the instance is ending, for the event log.

@@ -134,16 +134,11 @@ impl World {
             Op::Fire => self.fire(),
             Op::Echo(kind) => {
                 // A firing that nobody armed, or that comes before its time.
-                let due = self
-                    .timer
-                    .is_some_and(|(armed, at)| armed == *kind && at <= self.now);
+                let due = self.timer.is_some_and(|(armed, at)| armed == *kind && at <= self.now);
                 if due {
                     self.fire()
                 } else {
-                    self.send(Event::Timer {
-                        generation: self.it.generation(),
-                        kind: *kind,
-                    })
+                    self.send(Event::Timer { generation: self.it.generation(), kind: *kind })
                 }
             }
             Op::Wait(ms) => {
@@ -159,35 +154,19 @@ impl World {
             return Ok(());
         };
         self.now = self.now.max(at);
-        self.send(Event::Timer {
-            generation: self.it.generation(),
-            kind,
-        })
+        self.send(Event::Timer { generation: self.it.generation(), kind })
     }
 
     /// Reports about generations that have ended, the latest included, must change nothing.
     fn stale(&mut self, choice: u8) -> Check {
         let latest = self.it.generation().0;
-        let ended = if self.tree.is_some() {
-            latest.saturating_sub(1)
-        } else {
-            latest
-        };
+        let ended = if self.tree.is_some() { latest.saturating_sub(1) } else { latest };
         let generation = Generation(ended - ended.min(u64::from(choice % 3)));
         for event in reports(generation) {
             let before = self.it.clone();
             let effects = self.it.decide(event.clone(), self.now, 0);
-            prop_assert!(
-                effects.is_empty(),
-                "stale {event:?} had effects {:?}",
-                names(&effects)
-            );
-            prop_assert_eq!(
-                before.state(),
-                self.it.state(),
-                "stale {:?} changed the state",
-                event
-            );
+            prop_assert!(effects.is_empty(), "stale {event:?} had effects {:?}", names(&effects));
+            prop_assert_eq!(before.state(), self.it.state(), "stale {:?} changed the state", event);
             prop_assert_eq!(before.timer(), self.it.timer());
         }
         Ok(())
@@ -201,10 +180,7 @@ impl World {
         if !tree.answered {
             can.push(Event::Spawned { generation, pid: 100 });
             can.push(Event::Spawned { generation, pid: 100 });
-            can.push(Event::SpawnFailed {
-                generation,
-                why: "no such file".into(),
-            });
+            can.push(Event::SpawnFailed { generation, why: "no such file".into() });
             if tree.killed {
                 can.push(Event::TreeEmpty { generation });
             }
@@ -213,10 +189,7 @@ impl World {
         if tree.handshake && !tree.leader_gone {
             can.push(Event::HandshakeDone { generation });
             can.push(Event::HandshakeDone { generation });
-            can.push(Event::HandshakeFailed {
-                generation,
-                why: "bad answer".into(),
-            });
+            can.push(Event::HandshakeFailed { generation, why: "bad answer".into() });
         }
         if tree.drain {
             can.push(Event::Drained { generation });
@@ -224,26 +197,17 @@ impl World {
         // Also without a word about the leader: the guard may have been killed.
         can.push(Event::TreeEmpty { generation });
         // A driver that contradicts itself must not talk a living tree away.
-        can.push(Event::SpawnFailed {
-            generation,
-            why: "late".into(),
-        });
+        can.push(Event::SpawnFailed { generation, why: "late".into() });
         if !tree.leader_gone {
             for exit in [Exit::Code(0), Exit::Code(1), Exit::Signal(9)] {
                 can.push(Event::LeaderExited { generation, exit });
             }
         }
         if tree.killed {
-            can.push(Event::Stuck {
-                generation,
-                pids: vec![100],
-            });
+            can.push(Event::Stuck { generation, pids: vec![100] });
             can.push(Event::TreeEmpty { generation });
         }
-        can.push(Event::Degraded {
-            generation,
-            reason: "slow".into(),
-        });
+        can.push(Event::Degraded { generation, reason: "slow".into() });
         can.push(Event::Recovered { generation });
         can
     }
@@ -292,9 +256,7 @@ impl World {
         let again = before.clone().decide(event.clone(), self.now, entropy);
         prop_assert_eq!(&again, &effects, "not deterministic: {}", story());
         if let Event::LeaderExited { .. } = event {
-            let failed = effects
-                .iter()
-                .any(|effect| matches!(effect, Effect::FailPending { .. }));
+            let failed = effects.iter().any(|effect| matches!(effect, Effect::FailPending { .. }));
             prop_assert!(failed, "calls of a dead server were left waiting: {}", story());
         }
         let killed_before = self.tree.as_ref().is_some_and(|tree| tree.killed);
@@ -317,10 +279,7 @@ impl World {
         for effect in &effects {
             self.perform(effect, &mut ended, &story)?;
         }
-        prop_assert!(
-            !ended.is_some_and(|tree| tree.pending),
-            "calls wait for a tree that is gone: {story}"
-        );
+        prop_assert!(!ended.is_some_and(|tree| tree.pending), "calls wait for a tree that is gone: {story}");
         self.compare(&before, &story)
     }
 
@@ -329,10 +288,7 @@ impl World {
             Effect::Spawn { generation } => {
                 prop_assert!(self.tree.is_none(), "two generations alive: {story}");
                 prop_assert_eq!(*generation, self.it.generation());
-                self.tree = Some(Tree {
-                    generation: *generation,
-                    ..Tree::default()
-                });
+                self.tree = Some(Tree { generation: *generation, ..Tree::default() });
             }
             Effect::Handshake { .. } => self.with_tree(story, |tree| tree.handshake = true)?,
             Effect::Drain { .. } => {
@@ -362,9 +318,7 @@ impl World {
 
     fn with_tree(&mut self, story: &str, act: impl FnOnce(&mut Tree)) -> Check {
         let Some(tree) = &mut self.tree else {
-            return Err(TestCaseError::fail(format!(
-                "an effect on a tree that is gone: {story}"
-            )));
+            return Err(TestCaseError::fail(format!("an effect on a tree that is gone: {story}")));
         };
         act(tree);
         Ok(())
@@ -392,17 +346,9 @@ impl World {
             Happening::Stopped { reason } if reason == "op" => self.restarts.clear(),
             Happening::RestartScheduled { in_, attempt, .. } => {
                 self.restarts.push_back(self.now);
-                self.restarts
-                    .retain(|at| self.now.since(*at) < restart.window || *at == self.now);
-                let within = self
-                    .restarts
-                    .iter()
-                    .filter(|at| self.now.since(**at) < restart.window)
-                    .count();
-                prop_assert!(
-                    within <= restart.max as usize,
-                    "{within} restarts in the window: {story}"
-                );
+                self.restarts.retain(|at| self.now.since(*at) < restart.window || *at == self.now);
+                let within = self.restarts.iter().filter(|at| self.now.since(**at) < restart.window).count();
+                prop_assert!(within <= restart.max as usize, "{within} restarts in the window: {story}");
                 // Computed another way than the machine does: step by step.
                 let mut base = restart.backoff_min.min(restart.backoff_max);
                 for _ in 1..*attempt {
@@ -411,10 +357,7 @@ impl World {
                 let grain = Duration::from_nanos(10);
                 let low = base.mul_f64(1.0 - restart.jitter).saturating_sub(grain);
                 let high = (base.mul_f64(1.0 + restart.jitter) + grain).min(restart.backoff_max);
-                prop_assert!(
-                    (low..=high).contains(in_),
-                    "{in_:?} is not in {low:?}..={high:?}: {story}"
-                );
+                prop_assert!((low..=high).contains(in_), "{in_:?} is not in {low:?}..={high:?}: {story}");
             }
             _ => {}
         }
@@ -441,22 +384,14 @@ impl World {
             prop_assert!(self.timer.is_none(), "a timer outlives its purpose: {story}");
         }
         if let Some(shown) = shown {
-            prop_assert_eq!(
-                self.timer.map(|(_, at)| at),
-                Some(shown),
-                "this wait never ends: {}",
-                story
-            );
+            prop_assert_eq!(self.timer.map(|(_, at)| at), Some(shown), "this wait never ends: {}", story);
         }
         if let (State::Broken { next_try, .. }, false) =
             (&state, matches!(before.state(), State::Broken { .. }))
         {
             prop_assert!(*next_try > self.now, "the next try is not ahead: {story}");
         }
-        prop_assert!(
-            self.it.generation() >= before.generation(),
-            "generations run backwards: {story}"
-        );
+        prop_assert!(self.it.generation() >= before.generation(), "generations run backwards: {story}");
         if let Some(tree) = self.tree.as_mut().filter(|_| state.serves()) {
             tree.pending = true;
         }
@@ -479,10 +414,7 @@ impl World {
                 self.send(Event::TreeEmpty { generation })?;
             }
         }
-        Err(TestCaseError::fail(format!(
-            "a stop ended in {}",
-            state_name(self.it.state())
-        )))
+        Err(TestCaseError::fail(format!("a stop ended in {}", state_name(self.it.state()))))
     }
 }
 
@@ -490,29 +422,14 @@ impl World {
 fn reports(generation: Generation) -> Vec<Event> {
     vec![
         Event::Spawned { generation, pid: 1 },
-        Event::SpawnFailed {
-            generation,
-            why: "late".into(),
-        },
+        Event::SpawnFailed { generation, why: "late".into() },
         Event::HandshakeDone { generation },
-        Event::HandshakeFailed {
-            generation,
-            why: "late".into(),
-        },
+        Event::HandshakeFailed { generation, why: "late".into() },
         Event::Drained { generation },
-        Event::LeaderExited {
-            generation,
-            exit: Exit::Code(1),
-        },
+        Event::LeaderExited { generation, exit: Exit::Code(1) },
         Event::TreeEmpty { generation },
-        Event::Stuck {
-            generation,
-            pids: vec![1],
-        },
-        Event::Degraded {
-            generation,
-            reason: "late".into(),
-        },
+        Event::Stuck { generation, pids: vec![1] },
+        Event::Degraded { generation, reason: "late".into() },
         Event::Recovered { generation },
     ]
 }
@@ -558,10 +475,8 @@ fn random_lives_visit_every_state() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..500 {
-        let (policy, ops) = (policies(), ops())
-            .new_tree(&mut runner)
-            .expect("strategies do not reject")
-            .current();
+        let (policy, ops) =
+            (policies(), ops()).new_tree(&mut runner).expect("strategies do not reject").current();
         let mut world = World::new(policy, 1);
         for op in &ops {
             world.step(op).expect("the rules hold");
@@ -586,9 +501,6 @@ fn random_lives_visit_every_state() {
         "stopping/kill/policy",
         "stopping/kill/restart",
     ] {
-        assert!(
-            seen.contains(state),
-            "{state} was never visited; visited: {seen:?}"
-        );
+        assert!(seen.contains(state), "{state} was never visited; visited: {seen:?}");
     }
 }

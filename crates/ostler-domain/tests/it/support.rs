@@ -39,10 +39,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(restart: RestartPolicy) -> Self {
-        Self {
-            it: Instance::new(policy(restart)),
-            now: at(1000),
-        }
+        Self { it: Instance::new(policy(restart)), now: at(1000) }
     }
 
     pub(crate) fn generation(&self) -> Generation {
@@ -61,22 +58,15 @@ impl Bench {
     pub(crate) fn fire(&mut self) -> Vec<Effect> {
         let (kind, at) = self.it.timer().expect("a timer is armed");
         self.now = self.now.max(at);
-        self.send(Event::Timer {
-            generation: self.generation(),
-            kind,
-        })
+        self.send(Event::Timer { generation: self.generation(), kind })
     }
 
     pub(crate) fn stop(&mut self) -> Vec<Effect> {
-        self.send(Event::Stop {
-            reason: "test".into(),
-        })
+        self.send(Event::Stop { reason: "test".into() })
     }
 
     pub(crate) fn restart(&mut self) -> Vec<Effect> {
-        self.send(Event::Restart {
-            reason: "test".into(),
-        })
+        self.send(Event::Restart { reason: "test".into() })
     }
 
     pub(crate) fn spawned(&mut self) -> Vec<Effect> {
@@ -108,11 +98,7 @@ impl Bench {
         }
         self.spawned();
         self.ready();
-        assert!(
-            matches!(self.it.state(), State::Ready { .. }),
-            "{:?}",
-            self.it.state()
-        );
+        assert!(matches!(self.it.state(), State::Ready { .. }), "{:?}", self.it.state());
     }
 
     /// The process dies by itself and its tree is verified empty.

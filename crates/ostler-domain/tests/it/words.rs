@@ -50,40 +50,23 @@ fn happenings_say_what_and_why() {
              ended by SIGSEGV",
         ),
         (
-            Happening::StopStep {
-                step: StopStep::Kill,
-                kills: 3,
-                reason: "daemon shuts down".into(),
-            },
+            Happening::StopStep { step: StopStep::Kill, kills: 3, reason: "daemon shuts down".into() },
             Severity::Error,
             "stopping: SIGKILL to all its processes, attempt 3 (daemon shuts down)",
         ),
         (
-            Happening::StartFailed {
-                cause: Cause::HandshakeTimeout {
-                    after: Duration::from_secs(60),
-                },
-            },
+            Happening::StartFailed { cause: Cause::HandshakeTimeout { after: Duration::from_secs(60) } },
             Severity::Warning,
             "did not start: the server did not answer the handshake within 60 s",
         ),
+        (Happening::Exited { exit: Exit::Code(0) }, Severity::Info, "the server exited with status 0"),
         (
-            Happening::Exited { exit: Exit::Code(0) },
-            Severity::Info,
-            "the server exited with status 0",
-        ),
-        (
-            Happening::Exited {
-                exit: Exit::Signal(64),
-            },
+            Happening::Exited { exit: Exit::Signal(64) },
             Severity::Warning,
             "the server was ended by signal 64",
         ),
         (
-            Happening::Stuck {
-                pids: vec![4, 17],
-                kills: 2,
-            },
+            Happening::Stuck { pids: vec![4, 17], kills: 2 },
             Severity::Error,
             "processes 4, 17 survived SIGKILL (sent 2 times), so the kernel holds them (a dead network mount, a \
              driver); they are tried again until they are gone",

@@ -32,7 +32,8 @@ pub(super) fn reply(handles: Vec<Arc<InstanceHandle>>, most: usize, follow: bool
     let body = if follow {
         let (sender, receiver) = mpsc::channel(BATCHES);
         for handle in handles {
-            let from = lines.iter().filter(|line| line.instance == handle.id.to_string()).map(|line| line.seq).max();
+            let from =
+                lines.iter().filter(|line| line.instance == handle.id.to_string()).map(|line| line.seq).max();
             tokio::spawn(follow_one(handle, from.unwrap_or(0), sender.clone()));
         }
         let rest = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Bytes>| async move {

@@ -96,7 +96,8 @@ async fn readyz(State(gateway): App) -> Response {
     if gateway.supervisor.ready() {
         "ready\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: a required server is not ready (`ostler ps`)\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: a required server is not ready (`ostler ps`)\n")
+            .into_response()
     }
 }
 
@@ -140,7 +141,10 @@ async fn servers(State(gateway): App) -> Response {
 
 async fn one_server(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
     let mut views = views::servers(gateway, std::slice::from_ref(server)).await;
-    views.pop().map(|view| Json(view).into_response()).ok_or_else(|| missing("server", server.spec.name.as_str()))
+    views
+        .pop()
+        .map(|view| Json(view).into_response())
+        .ok_or_else(|| missing("server", server.spec.name.as_str()))
 }
 
 async fn server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {

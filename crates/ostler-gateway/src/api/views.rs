@@ -78,7 +78,8 @@ fn no_instance(server: &Server) -> InstanceView {
 /// The instances of these servers, measured together.
 async fn measured(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<(Arc<Server>, Vec<InstanceView>)> {
     let handles: Vec<_> = servers.iter().map(|server| (Arc::clone(server), server.instances())).collect();
-    let guards = handles.iter().flat_map(|(_, handles)| handles).filter_map(|h| h.snapshot().guard_pid).collect();
+    let guards =
+        handles.iter().flat_map(|(_, handles)| handles).filter_map(|h| h.snapshot().guard_pid).collect();
     let usage: HashMap<i32, TreeUsage> = gateway.usage.measure(guards).await;
     let nothing = TreeUsage::default();
     let view = |server: &Server, handle: &InstanceHandle| {
@@ -97,15 +98,20 @@ async fn measured(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<(Arc<Server
 /// The rows of `ostler ps`.
 pub(super) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
     let servers = gateway.supervisor.servers();
-    let rows = measured(gateway, servers).await.into_iter().flat_map(|(server, views)| {
-        if views.is_empty() { vec![no_instance(&server)] } else { views }
-    });
+    let rows = measured(gateway, servers)
+        .await
+        .into_iter()
+        .flat_map(|(server, views)| if views.is_empty() { vec![no_instance(&server)] } else { views });
     rows.collect()
 }
 
 /// These servers with their instances.
 pub(super) async fn servers(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<ServerView> {
-    measured(gateway, servers).await.into_iter().map(|(server, views)| view(gateway, &server, views)).collect()
+    measured(gateway, servers)
+        .await
+        .into_iter()
+        .map(|(server, views)| view(gateway, &server, views))
+        .collect()
 }
 
 fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> ServerView {

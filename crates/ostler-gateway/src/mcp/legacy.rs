@@ -62,7 +62,8 @@ fn lost(error: SendError) -> Refusal {
 
 async fn initialize(context: &Context<'_>, body: &Bytes, envelope: &Envelope) -> Result<Reply, Refusal> {
     if context.headers.contains_key(SESSION_ID) {
-        let message = "this session is initialised already; send `initialize` without Mcp-Session-Id for a new one";
+        let message =
+            "this session is initialised already; send `initialize` without Mcp-Session-Id for a new one";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message));
     }
     let params = envelope.params.clone().map_or(&b"{}"[..], |span| &body[span]);
@@ -99,7 +100,8 @@ fn session(context: &Context<'_>) -> Result<Arc<Session>, Refusal> {
         Some(Ok(named)) if version::is_legacy(named) => Ok(session),
         Some(named) => {
             let named = named.unwrap_or("?");
-            let message = format!("MCP-Protocol-Version `{named}` is not one of {}", version::LEGACY.join(", "));
+            let message =
+                format!("MCP-Protocol-Version `{named}` is not one of {}", version::LEGACY.join(", "));
             Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message))
         }
     }
@@ -128,7 +130,9 @@ async fn call(
     match tokio::time::timeout(settings.sse_after, &mut first).await {
         Ok(Ok(First::Answer(answer))) => Ok(json(StatusCode::OK, answer.message)),
         Ok(Err(_)) => Err(lost(SendError::Closed)),
-        Ok(Ok(First::Stream(stream))) => Ok(stream_call(context, &session, Some(First::Stream(stream)), first, busy)),
+        Ok(Ok(First::Stream(stream))) => {
+            Ok(stream_call(context, &session, Some(First::Stream(stream)), first, busy))
+        }
         Err(_) => Ok(stream_call(context, &session, None, first, busy)),
     }
 }
@@ -225,7 +229,10 @@ pub(super) fn listen(context: &Context<'_>) -> Result<Reply, Refusal> {
     if !context.headers.contains_key(SESSION_ID)
         && header(context.headers, PROTOCOL_VERSION) == Some(version::MODERN.as_bytes())
     {
-        return Err(Refusal::method("POST", "revision 2026-07-28 has no GET stream; send `subscriptions/listen`"));
+        return Err(Refusal::method(
+            "POST",
+            "revision 2026-07-28 has no GET stream; send `subscriptions/listen`",
+        ));
     }
     if !accepts(context.headers, "text/event-stream") {
         let message = "`Accept` must list text/event-stream";
@@ -262,4 +269,3 @@ pub(super) async fn end(context: &Context<'_>) -> Result<Reply, Refusal> {
     context.gateway.supervisor.end_session(&session, "its client ended it").await;
     Ok(empty(StatusCode::OK))
 }
-

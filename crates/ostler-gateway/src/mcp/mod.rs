@@ -45,7 +45,12 @@ struct Context<'a> {
 }
 
 /// Answers a request for `/mcp/{name}`.
-pub(crate) async fn handle(gateway: &Arc<Gateway>, door: Door, name: &str, request: Request<Incoming>) -> Reply {
+pub(crate) async fn handle(
+    gateway: &Arc<Gateway>,
+    door: Door,
+    name: &str,
+    request: Request<Incoming>,
+) -> Reply {
     let (head, body) = request.into_parts();
     match prepare(gateway, door, name, &head.headers) {
         Ok(context) => match head.method {
@@ -158,10 +163,12 @@ fn check_content(headers: &HeaderMap) -> Result<(), Refusal> {
 /// Whether the `Accept` headers list this type, or a pattern that covers it.
 fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     let kind = wanted.split('/').next().unwrap_or_default();
-    headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',')).any(|item| {
-        let item = item.split(';').next().unwrap_or_default().trim();
-        item.eq_ignore_ascii_case(wanted) || item == "*/*" || item.strip_suffix("/*") == Some(kind)
-    })
+    headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',')).any(
+        |item| {
+            let item = item.split(';').next().unwrap_or_default().trim();
+            item.eq_ignore_ascii_case(wanted) || item == "*/*" || item.strip_suffix("/*") == Some(kind)
+        },
+    )
 }
 
 /// A request is modern when it, or its header, names a version that is not legacy. A header with a session is

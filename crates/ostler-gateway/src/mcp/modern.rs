@@ -27,7 +27,8 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
         // "On Streamable HTTP, closing the SSE response stream is itself the cancellation signal".
         Kind::Notification => return Ok(empty(StatusCode::ACCEPTED)),
         Kind::Result | Kind::Error(_) => {
-            let message = "a client sends no answers in this revision; retry the request with `inputResponses`";
+            let message =
+                "a client sends no answers in this revision; retry the request with `inputResponses`";
             return Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message));
         }
     }
@@ -64,7 +65,10 @@ fn check(context: &Context<'_>, envelope: &Envelope) -> Result<(), Refusal> {
     let meta = &envelope.inner.meta;
     let bad = |code: i64, message: String| Refusal::new(StatusCode::BAD_REQUEST, code, message);
     let missing = |key: &str| {
-        bad(rpc::INVALID_PARAMS, format!("`_meta` lacks `io.modelcontextprotocol/{key}`, which every request must have"))
+        bad(
+            rpc::INVALID_PARAMS,
+            format!("`_meta` lacks `io.modelcontextprotocol/{key}`, which every request must have"),
+        )
     };
     let Some(version) = meta.protocol_version.as_deref() else { return Err(missing("protocolVersion")) };
     if !meta.client_capabilities {
@@ -110,9 +114,9 @@ fn check_params(
         return Ok(());
     }
     let arguments = envelope.inner.arguments.clone().map(|span| &body[span]);
-    known.check(tool, arguments, |name| header(context.headers, name)).map_err(|mismatch| {
-        Refusal::new(StatusCode::BAD_REQUEST, rpc::HEADER_MISMATCH, mismatch.to_string())
-    })
+    known
+        .check(tool, arguments, |name| header(context.headers, name))
+        .map_err(|mismatch| Refusal::new(StatusCode::BAD_REQUEST, rpc::HEADER_MISMATCH, mismatch.to_string()))
 }
 
 fn request(ticket: Ticket, body: &Bytes, envelope: &Envelope, sink: CallSink) -> Request<CallSink> {
@@ -171,7 +175,12 @@ fn status(kind: Kind) -> StatusCode {
     }
 }
 
-fn streamed(call: HangUp, heard: Option<First>, first: oneshot::Receiver<First>, keepalive: Duration) -> Reply {
+fn streamed(
+    call: HangUp,
+    heard: Option<First>,
+    first: oneshot::Receiver<First>,
+    keepalive: Duration,
+) -> Reply {
     let (sender, receiver) = sse::channel();
     tokio::spawn(async move {
         if send_all(&sender, heard, first, keepalive).await.is_ok() {
@@ -207,7 +216,11 @@ async fn send_all(
     }
 }
 
-async fn send_stream(out: &mpsc::Sender<Bytes>, stream: CallStream, keepalive: Duration) -> Result<(), sse::Gone> {
+async fn send_stream(
+    out: &mpsc::Sender<Bytes>,
+    stream: CallStream,
+    keepalive: Duration,
+) -> Result<(), sse::Gone> {
     let CallStream { mut messages, answer } = stream;
     loop {
         tokio::select! {

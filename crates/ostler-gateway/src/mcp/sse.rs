@@ -39,7 +39,11 @@ pub(super) fn channel() -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
 ///
 /// # Errors
 /// When the client is gone.
-pub(super) async fn send(out: &mpsc::Sender<Bytes>, id: Option<(u64, u64)>, message: &Message) -> Result<(), Gone> {
+pub(super) async fn send(
+    out: &mpsc::Sender<Bytes>,
+    id: Option<(u64, u64)>,
+    message: &Message,
+) -> Result<(), Gone> {
     let mut head = BytesMut::with_capacity(64);
     head.put_slice(b"event: message\n");
     if let Some((stream, number)) = id {

@@ -101,8 +101,7 @@ impl<S> Mux<S> {
             self.by_client.insert(key, request.ticket);
         }
         let Some(request) = self.answer_here(request, out) else { return };
-        if request.kind.is_call() && self.serial() && (self.in_flight > 0 || !self.waiting.is_empty())
-        {
+        if request.kind.is_call() && self.serial() && (self.in_flight > 0 || !self.waiting.is_empty()) {
             self.wake_at(now_ms.saturating_add(self.settings.call_max_ms));
             self.waiting.push_back(Waiting { since_ms: now_ms, request });
         } else {

@@ -85,10 +85,15 @@ impl CallKind {
     pub fn of(method: &str) -> Self {
         match method {
             "subscriptions/listen" => Self::Listen,
-            "ping" | "tools/list" | "prompts/list" | "resources/list" | "resources/templates/list"
-            | "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "completion/complete" => {
-                Self::Quiet
-            }
+            "ping"
+            | "tools/list"
+            | "prompts/list"
+            | "resources/list"
+            | "resources/templates/list"
+            | "resources/subscribe"
+            | "resources/unsubscribe"
+            | "logging/setLevel"
+            | "completion/complete" => Self::Quiet,
             _ => Self::Call,
         }
     }

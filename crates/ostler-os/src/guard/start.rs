@@ -95,7 +95,7 @@ pub(super) fn launch(spec: &Spec, [stdin, stdout, stderr]: [OwnedFd; 3]) -> Resu
     let locks = mark_of(spec).map(locks_limit);
     // SAFETY: `become_leader` only makes system calls that are async-signal-safe; it allocates only for an error
     // it returns from an `errno`, which does not allocate.
-    unsafe { command.pre_exec(move || become_leader(guard, locks.clone())) };
+    unsafe { command.pre_exec(move || become_leader(guard, locks)) };
     let child = command.spawn().map_err(|error| explain(&program, &error))?;
     let pid = Pid::from_child(&child);
     // Not reaped yet, so its entry is there even if it has ended.

@@ -23,15 +23,9 @@ fn open(dir: &Path) -> Store {
 fn tree(mark: &str) -> TreeRecord {
     TreeRecord {
         mark: mark.to_owned(),
-        instance: InstanceId {
-            server: "github".parse().expect("a name"),
-            number: 3,
-        },
+        instance: InstanceId { server: "github".parse().expect("a name"), number: 3 },
         generation: Generation(u64::MAX),
-        guard: Some(ProcessKey {
-            pid: u32::MAX,
-            start: u64::MAX,
-        }),
+        guard: Some(ProcessKey { pid: u32::MAX, start: u64::MAX }),
         leader: Some(ProcessKey { pid: 12, start: 0 }),
         boot_id: "3f0c".to_owned(),
         daemon_id: "d-1".to_owned(),

@@ -24,16 +24,10 @@ fn directory_and_files_are_private() {
     assert_eq!(store.path(), state.join(FILE_NAME));
     assert_eq!(mode(&state), 0o700);
     for suffix in ["", "-wal", "-shm"] {
-        assert_eq!(
-            mode(&state.join(format!("{FILE_NAME}{suffix}"))),
-            0o600,
-            "{suffix}"
-        );
+        assert_eq!(mode(&state.join(format!("{FILE_NAME}{suffix}"))), 0o600, "{suffix}");
     }
-    let names: Vec<_> = fs::read_dir(&state)
-        .expect("lists")
-        .map(|entry| entry.expect("reads").file_name())
-        .collect();
+    let names: Vec<_> =
+        fs::read_dir(&state).expect("lists").map(|entry| entry.expect("reads").file_name()).collect();
     assert_eq!(names.len(), 3, "nothing else is left: {names:?}");
 }
 
@@ -53,10 +47,7 @@ fn a_directory_that_others_may_write_is_refused() {
     for open_mode in [0o770, 0o707, 0o777] {
         fs::set_permissions(dir.path(), Permissions::from_mode(open_mode)).expect("chmod");
         let error = Store::open(dir.path()).expect_err("others could exchange the file");
-        assert!(
-            matches!(error, StoreError::Exposed { mode, .. } if mode == open_mode),
-            "{error:?}"
-        );
+        assert!(matches!(error, StoreError::Exposed { mode, .. } if mode == open_mode), "{error:?}");
         assert!(error.to_string().contains("chmod 700"), "{error}");
         assert!(!dir.path().join(FILE_NAME).exists(), "nothing was made");
     }
@@ -87,19 +78,14 @@ const VERSION_1: &str = "
 #[test]
 fn an_older_file_is_brought_up_to_date_with_its_rows() {
     let dir = dir();
-    raw(dir.path())
-        .execute_batch(VERSION_1)
-        .expect("writes version 1");
+    raw(dir.path()).execute_batch(VERSION_1).expect("writes version 1");
     for _ in 0..2 {
         let mut store = open(dir.path());
         assert_eq!(store.trees_all().expect("reads")[0].mark, "old");
-        store
-            .traits_put("id", Traits::default(), 1)
-            .expect("the newer table is there");
+        store.traits_put("id", Traits::default(), 1).expect("the newer table is there");
     }
-    let version: u32 = raw(dir.path())
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .expect("has a version");
+    let version: u32 =
+        raw(dir.path()).pragma_query_value(None, "user_version", |row| row.get(0)).expect("has a version");
     assert_eq!(version, SCHEMA_VERSION);
 }
 
@@ -110,22 +96,12 @@ fn a_step_that_fails_leaves_the_older_version_whole() {
     let clash = format!("{VERSION_1} CREATE TABLE traits_by_age (x);");
     raw(dir.path()).execute_batch(&clash).expect("writes");
     let error = Store::open(dir.path()).expect_err("the step fails");
-    assert!(
-        error
-            .to_string()
-            .starts_with("bringing its tables up to date failed"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("bringing its tables up to date failed"), "{error}");
     let conn = raw(dir.path());
-    let version: u32 = conn
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .expect("has a version");
+    let version: u32 =
+        conn.pragma_query_value(None, "user_version", |row| row.get(0)).expect("has a version");
     let traits: u32 = conn
-        .query_row(
-            "SELECT count(*) FROM sqlite_schema WHERE name = 'traits'",
-            [],
-            |row| row.get(0),
-        )
+        .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'traits'", [], |row| row.get(0))
         .expect("counts");
     assert_eq!((version, traits), (1, 0));
 }
@@ -143,9 +119,7 @@ fn many_may_open_a_new_store_at_once() {
                     start.wait();
                     let mut store = open(path);
                     for round in 0..5 {
-                        store
-                            .trees_insert(&tree(&format!("{opener}-{round}")))
-                            .expect("inserts");
+                        store.trees_insert(&tree(&format!("{opener}-{round}"))).expect("inserts");
                     }
                 });
             }
@@ -158,9 +132,7 @@ fn many_may_open_a_new_store_at_once() {
 fn a_store_may_move_to_its_own_thread() {
     let dir = dir();
     let mut store = open(dir.path());
-    let trees = thread::spawn(move || store.trees_all().expect("reads"))
-        .join()
-        .expect("runs");
+    let trees = thread::spawn(move || store.trees_all().expect("reads")).join().expect("runs");
     assert_eq!(trees, []);
 }
 
@@ -168,8 +140,7 @@ fn a_store_may_move_to_its_own_thread() {
 fn it_uses_the_write_ahead_log() {
     let dir = dir();
     let _store = open(dir.path());
-    let mode: String = raw(dir.path())
-        .pragma_query_value(None, "journal_mode", |row| row.get(0))
-        .expect("has a mode");
+    let mode: String =
+        raw(dir.path()).pragma_query_value(None, "journal_mode", |row| row.get(0)).expect("has a mode");
     assert_eq!(mode, "wal");
 }

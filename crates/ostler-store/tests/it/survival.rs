@@ -32,12 +32,7 @@ fn trees_survive_sigkill() {
     for lines_before_kill in [1, 50, 400] {
         let dir = dir();
         let mut child = Command::new(std::env::current_exe().expect("a path"))
-            .args([
-                "--ignored",
-                "--exact",
-                "--nocapture",
-                "survival::child_that_writes_until_killed",
-            ])
+            .args(["--ignored", "--exact", "--nocapture", "survival::child_that_writes_until_killed"])
             .env(DIR_VARIABLE, dir.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -66,27 +61,14 @@ fn trees_survive_sigkill() {
         }
         child.wait().expect("is reaped");
 
-        let found: Vec<_> = open(dir.path())
-            .trees_all()
-            .expect("reads")
-            .into_iter()
-            .map(|tree| tree.mark)
-            .collect();
+        let found: Vec<_> =
+            open(dir.path()).trees_all().expect("reads").into_iter().map(|tree| tree.mark).collect();
         let lost: Vec<_> = written.iter().filter(|mark| !found.contains(mark)).collect();
         // A removal that was done but not yet said explains one missing mark, an insert one too many.
-        assert!(
-            lost.len() <= 1,
-            "{} of {} lost, the first {:?}",
-            lost.len(),
-            written.len(),
-            lost[0]
-        );
+        assert!(lost.len() <= 1, "{} of {} lost, the first {:?}", lost.len(), written.len(), lost[0]);
         if let [mark] = lost[..] {
             let number: u64 = mark["mark-".len()..].parse().expect("a number");
-            let last = written
-                .iter()
-                .filter_map(|mark| mark["mark-".len()..].parse().ok())
-                .max();
+            let last = written.iter().filter_map(|mark| mark["mark-".len()..].parse().ok()).max();
             assert!(number.is_multiple_of(3) && Some(number) == last, "{mark} is lost");
         }
         let extra = found.iter().filter(|mark| !written.contains(*mark)).count();

@@ -10,51 +10,22 @@ use crate::{dir, open, raw, tree};
 fn a_tree_grows_from_its_spawn_to_its_end() {
     let dir = dir();
     let mut store = open(dir.path());
-    let mut expected = TreeRecord {
-        guard: None,
-        leader: None,
-        ..tree("m1")
-    };
+    let mut expected = TreeRecord { guard: None, leader: None, ..tree("m1") };
     store.trees_insert(&expected).expect("inserts");
     assert_eq!(store.trees_all().expect("reads"), [expected.clone()]);
 
     expected.guard = Some(ProcessKey { pid: 7, start: 70 });
-    expected.leader = Some(ProcessKey {
-        pid: 8,
-        start: u64::MAX,
-    });
-    assert!(
-        store
-            .trees_set_guard("m1", ProcessKey { pid: 7, start: 70 })
-            .expect("updates")
-    );
-    assert!(
-        store
-            .trees_set_leader(
-                "m1",
-                ProcessKey {
-                    pid: 8,
-                    start: u64::MAX
-                }
-            )
-            .expect("updates")
-    );
+    expected.leader = Some(ProcessKey { pid: 8, start: u64::MAX });
+    assert!(store.trees_set_guard("m1", ProcessKey { pid: 7, start: 70 }).expect("updates"));
+    assert!(store.trees_set_leader("m1", ProcessKey { pid: 8, start: u64::MAX }).expect("updates"));
     drop(store);
     let mut store = open(dir.path());
     assert_eq!(store.trees_all().expect("reads"), [expected]);
 
     assert!(store.trees_remove("m1").expect("removes"));
     assert!(!store.trees_remove("m1").expect("removes"), "it is gone already");
-    assert!(
-        !store
-            .trees_set_guard("m1", ProcessKey { pid: 7, start: 70 })
-            .expect("updates")
-    );
-    assert!(
-        !store
-            .trees_set_leader("m1", ProcessKey { pid: 7, start: 70 })
-            .expect("updates")
-    );
+    assert!(!store.trees_set_guard("m1", ProcessKey { pid: 7, start: 70 }).expect("updates"));
+    assert!(!store.trees_set_leader("m1", ProcessKey { pid: 7, start: 70 }).expect("updates"));
     assert_eq!(store.trees_all().expect("reads"), []);
 }
 
@@ -63,31 +34,16 @@ fn trees_come_oldest_first_and_changes_touch_one() {
     let dir = dir();
     let mut store = open(dir.path());
     for (mark, started_unix_ms) in [("b", 2), ("a", 3), ("c", 1)] {
-        store
-            .trees_insert(&TreeRecord {
-                started_unix_ms,
-                leader: None,
-                ..tree(mark)
-            })
-            .expect("inserts");
+        store.trees_insert(&TreeRecord { started_unix_ms, leader: None, ..tree(mark) }).expect("inserts");
     }
-    store
-        .trees_set_leader("b", ProcessKey { pid: 1, start: 1 })
-        .expect("updates");
+    store.trees_set_leader("b", ProcessKey { pid: 1, start: 1 }).expect("updates");
     let found: Vec<_> = store
         .trees_all()
         .expect("reads")
         .into_iter()
         .map(|tree| (tree.mark, tree.leader.is_some()))
         .collect();
-    assert_eq!(
-        found,
-        [
-            ("c".to_owned(), false),
-            ("b".to_owned(), true),
-            ("a".to_owned(), false)
-        ]
-    );
+    assert_eq!(found, [("c".to_owned(), false), ("b".to_owned(), true), ("a".to_owned(), false)]);
 }
 
 #[test]
@@ -95,14 +51,8 @@ fn a_mark_is_used_once() {
     let dir = dir();
     let mut store = open(dir.path());
     store.trees_insert(&tree("m")).expect("inserts");
-    let again = store.trees_insert(&TreeRecord {
-        daemon_id: "d-2".to_owned(),
-        ..tree("m")
-    });
-    assert!(
-        matches!(&again, Err(StoreError::Duplicate { mark }) if mark == "m"),
-        "{again:?}"
-    );
+    let again = store.trees_insert(&TreeRecord { daemon_id: "d-2".to_owned(), ..tree("m") });
+    assert!(matches!(&again, Err(StoreError::Duplicate { mark }) if mark == "m"), "{again:?}");
     assert_eq!(store.trees_all().expect("reads"), [tree("m")]);
 }
 
@@ -117,9 +67,7 @@ fn the_ledger_is_bounded_and_says_so() {
         TREES_MAX - 1,
     );
     store.trees_insert(&tree("last")).expect("one more fits");
-    let full = store
-        .trees_insert(&tree("too many"))
-        .expect_err("the limit holds");
+    let full = store.trees_insert(&tree("too many")).expect_err("the limit holds");
     assert!(matches!(full, StoreError::Full), "{full:?}");
     assert!(full.to_string().contains("TREES_MAX = 10000"), "{full}");
     store.trees_remove("m1").expect("removes");
@@ -133,26 +81,15 @@ fn texts_are_bounded() {
     let long = "x".repeat(TEXT_MAX + 1);
     for record in [
         tree(&long),
-        TreeRecord {
-            boot_id: long.clone(),
-            ..tree("m")
-        },
-        TreeRecord {
-            daemon_id: long.clone(),
-            ..tree("m")
-        },
+        TreeRecord { boot_id: long.clone(), ..tree("m") },
+        TreeRecord { daemon_id: long.clone(), ..tree("m") },
     ] {
         let refused = store.trees_insert(&record);
-        assert!(
-            matches!(refused, Err(StoreError::TooLong { len: 257, .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(StoreError::TooLong { len: 257, .. })), "{refused:?}");
     }
     let refused = store.traits_put(&long, Traits::default(), 0);
     assert!(matches!(refused, Err(StoreError::TooLong { .. })), "{refused:?}");
-    store
-        .trees_insert(&tree(&long[1..]))
-        .expect("the limit itself fits");
+    store.trees_insert(&tree(&long[1..])).expect("the limit itself fits");
 }
 
 #[test]
@@ -164,34 +101,19 @@ fn traits_are_remembered_in_every_shape() {
     for legacy in answers {
         for modern in answers {
             for asks_back in [false, true] {
-                all.push(Traits {
-                    legacy,
-                    modern,
-                    asks_back,
-                });
+                all.push(Traits { legacy, modern, asks_back });
             }
         }
     }
     for (index, traits) in all.iter().enumerate() {
-        assert_eq!(
-            store
-                .traits_put(&format!("id-{index}"), *traits, 5)
-                .expect("puts"),
-            0
-        );
+        assert_eq!(store.traits_put(&format!("id-{index}"), *traits, 5).expect("puts"), 0);
     }
     drop(store);
     let mut store = open(dir.path());
     for (index, traits) in all.iter().enumerate() {
-        assert_eq!(
-            store.traits_get(&format!("id-{index}")).expect("gets"),
-            Some(*traits)
-        );
+        assert_eq!(store.traits_get(&format!("id-{index}")).expect("gets"), Some(*traits));
     }
-    let newer = Traits {
-        asks_back: true,
-        ..Traits::default()
-    };
+    let newer = Traits { asks_back: true, ..Traits::default() };
     store.traits_put("id-17", newer, 6).expect("puts");
     assert_eq!(store.traits_get("id-17").expect("gets"), Some(newer));
     assert_eq!(store.traits_get("unknown").expect("gets"), None);
@@ -206,28 +128,16 @@ fn the_longest_unchanged_are_forgotten_at_the_limit() {
         "INSERT INTO traits (identity, asks_back, updated_unix_ms) SELECT 'id-' || value, 0, value FROM numbers",
         TRAITS_MAX,
     );
-    let some = Traits {
-        asks_back: true,
-        ..Traits::default()
-    };
-    assert_eq!(
-        store.traits_put("id-1", some, 1_000_000).expect("puts"),
-        0,
-        "a change is no addition"
-    );
+    let some = Traits { asks_back: true, ..Traits::default() };
+    assert_eq!(store.traits_put("id-1", some, 1_000_000).expect("puts"), 0, "a change is no addition");
     // The clock was set back: the newcomer looks older than all, and stays nevertheless.
     assert_eq!(store.traits_put("new", some, 0).expect("puts"), 1);
     assert_eq!(store.traits_get("new").expect("gets"), Some(some));
     assert_eq!(store.traits_get("id-1").expect("gets"), Some(some));
-    assert_eq!(
-        store.traits_get("id-2").expect("gets"),
-        None,
-        "the longest unchanged"
-    );
+    assert_eq!(store.traits_get("id-2").expect("gets"), None, "the longest unchanged");
     assert!(store.traits_get("id-3").expect("gets").is_some());
-    let count: u32 = raw(dir.path())
-        .query_row("SELECT count(*) FROM traits", [], |row| row.get(0))
-        .expect("counts");
+    let count: u32 =
+        raw(dir.path()).query_row("SELECT count(*) FROM traits", [], |row| row.get(0)).expect("counts");
     assert_eq!(count, TRAITS_MAX);
 }
 
@@ -237,9 +147,7 @@ fn fill(dir: &std::path::Path, insert: &str, count: u32) {
     let numbers = format!(
         "WITH RECURSIVE numbers(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < {count})"
     );
-    let rows = raw(dir)
-        .execute(&format!("{into} {numbers} {select}"), [])
-        .expect("fills");
+    let rows = raw(dir).execute(&format!("{into} {numbers} {select}"), []).expect("fills");
     assert_eq!(rows, count as usize);
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::headers::ParamHeaders;
-use ostler_mcp::mux::{Answer, CallKind, Note, NotWaiting, Request, SessionKey, Settings, Special, Ticket};
+use ostler_mcp::mux::{Answer, CallKind, NotWaiting, Note, Request, SessionKey, Settings, Special, Ticket};
 use ostler_mcp::{Envelope, Message};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -240,7 +240,8 @@ impl Connection {
 
     /// A modern client hung up. Does not wait: where the queue is full, a task of its own waits.
     pub fn hung_up(&self, ticket: Ticket) {
-        if let Err(mpsc::error::TrySendError::Full(message)) = self.sender.try_send(ToProcess::HungUp(ticket)) {
+        if let Err(mpsc::error::TrySendError::Full(message)) = self.sender.try_send(ToProcess::HungUp(ticket))
+        {
             let sender = self.sender.clone();
             tokio::spawn(async move { sender.send(message).await });
         }

@@ -6,7 +6,6 @@ use std::io::{self, IoSlice};
 use bytes::{Buf as _, Bytes, BytesMut};
 use ostler_mcp::{Message, SHARE_FROM};
 
-
 /// A gathered piece is closed at this size.
 const PIECE: usize = 64 * 1024;
 /// Most pieces given to one system call.

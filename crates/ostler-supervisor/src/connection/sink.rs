@@ -107,9 +107,8 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_stands_still_does_not_fill_memory() {
         let (mut sink, _first) = CallSink::new();
-        let sent = (0..STREAM_QUEUE + 50)
-            .filter(|_| sink.emit(Message::from("x".to_owned())).is_ok())
-            .count();
+        let sent =
+            (0..STREAM_QUEUE + 50).filter(|_| sink.emit(Message::from("x".to_owned())).is_ok()).count();
         assert_eq!(sent, STREAM_QUEUE);
     }
 }

@@ -233,10 +233,7 @@ impl Task {
     }
 
     /// Calls the account and performs what it says.
-    fn with_mux<T>(
-        &mut self,
-        act: impl FnOnce(&mut Mux<CallSink>, u64, &mut Vec<Out<CallSink>>) -> T,
-    ) -> T {
+    fn with_mux<T>(&mut self, act: impl FnOnce(&mut Mux<CallSink>, u64, &mut Vec<Out<CallSink>>) -> T) -> T {
         let mut out = std::mem::take(&mut self.out);
         let result = act(&mut self.mux, now_ms(), &mut out);
         for action in out.drain(..) {
@@ -307,10 +304,9 @@ impl Task {
         match note {
             Note::Rubbish(line) => self.rubbish_line(&line),
             Note::AsksBack => self.tell_driver(News::AsksBack),
-            Note::RequestRefused { method, reason } => tell(Happening::ReverseRequestRefused {
-                method: method.into(),
-                reason: reason.to_owned(),
-            }),
+            Note::RequestRefused { method, reason } => {
+                tell(Happening::ReverseRequestRefused { method: method.into(), reason: reason.to_owned() })
+            }
             Note::NotificationDropped { method, reason } if worth_telling => {
                 tell(Happening::Dropped { what: format!("`{method}` of the server: {reason}"), count: seen });
             }

@@ -167,7 +167,10 @@ impl Driver {
 
     /// When an instance that was started on demand has been of no use for long enough.
     fn idle_at(&self) -> Option<Instant> {
-        if !self.on_demand || self.removing || !matches!(self.owner, Owner::All | Owner::Principal(_) | Owner::Project(_)) {
+        if !self.on_demand
+            || self.removing
+            || !matches!(self.owner, Owner::All | Owner::Principal(_) | Owner::Project(_))
+        {
             return None;
         }
         let handle = self.handle.upgrade()?;
@@ -175,7 +178,8 @@ impl Driver {
         let used = handle.last_used_ms() + u64::try_from(idle.as_millis()).unwrap_or(u64::MAX / 2);
         let wait = used.saturating_sub(clock::now_ms());
         // One that is in use is looked at again after another idle time.
-        let wait = if self.in_use() { Duration::from_millis(wait).max(idle) } else { Duration::from_millis(wait) };
+        let wait =
+            if self.in_use() { Duration::from_millis(wait).max(idle) } else { Duration::from_millis(wait) };
         Some(Instant::now() + wait.max(Duration::from_millis(1)))
     }
 
@@ -186,9 +190,10 @@ impl Driver {
 
     fn retire_if_idle(&mut self) {
         let idle_ms = u64::try_from(self.server.spec.idle.as_millis()).unwrap_or(u64::MAX);
-        let unused = self.handle.upgrade().is_none_or(|handle| {
-            clock::now_ms().saturating_sub(handle.last_used_ms()) >= idle_ms
-        });
+        let unused = self
+            .handle
+            .upgrade()
+            .is_none_or(|handle| clock::now_ms().saturating_sub(handle.last_used_ms()) >= idle_ms);
         if unused && !self.in_use() {
             self.remove(format!("unused for {} s (idle)", idle_ms / 1000));
         }
@@ -481,7 +486,11 @@ impl Driver {
     /// A process that closed its input or output serves nobody, though it may live on. It is given a moment to
     /// end by itself, then killed, so that the restart policy can do its work.
     fn closed(&mut self, generation: Generation, end: &str) {
-        if self.running.as_ref().is_none_or(|running| running.generation != generation || running.leader_exited) {
+        if self
+            .running
+            .as_ref()
+            .is_none_or(|running| running.generation != generation || running.leader_exited)
+        {
             return;
         }
         let reason = format!("the server closed its {end}");

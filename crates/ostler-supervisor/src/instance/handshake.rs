@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler_domain::Era;
+use ostler_mcp::Kind;
 use ostler_mcp::mux::Answer;
 use ostler_mcp::rpc;
 use ostler_mcp::version::{self, Discovery, InitializeResult};
-use ostler_mcp::Kind;
 
 use crate::connection::{Connection, SendError};
 

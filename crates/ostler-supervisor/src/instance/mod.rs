@@ -151,6 +151,9 @@ pub enum Unavailable {
     Limit(String),
 }
 
+/// A connection of a serving instance, and the snapshot it was taken from.
+type Serving = (Arc<Connection>, Arc<Snapshot>);
+
 /// An instance, for its users.
 #[derive(Debug)]
 pub struct InstanceHandle {
@@ -228,7 +231,8 @@ impl InstanceHandle {
         let _ = decided.await;
         let stopping = self.snapshot().generation;
         // A later generation, should somebody else want it back, begins with a verified end of this one.
-        self.until(|snapshot| matches!(snapshot.state, State::Stopped) || snapshot.generation > stopping).await;
+        self.until(|snapshot| matches!(snapshot.state, State::Stopped) || snapshot.generation > stopping)
+            .await;
     }
 
     /// Sends a wish to the driver. A driver that is gone has nothing left to do.
@@ -284,7 +288,7 @@ impl InstanceHandle {
         &self,
         snapshot: &Arc<Snapshot>,
         patience: Duration,
-    ) -> Option<Result<(Arc<Connection>, Arc<Snapshot>), Unavailable>> {
+    ) -> Option<Result<Serving, Unavailable>> {
         if let Some(connection) = &snapshot.connection {
             return Some(Ok((Arc::clone(connection), Arc::clone(snapshot))));
         }
@@ -329,5 +333,66 @@ impl InstanceHandle {
                 return snapshot;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handle whose driver is the test.
+    fn handle_of(inbox: mpsc::Sender<Inbox>, snapshot: watch::Receiver<Arc<Snapshot>>) -> InstanceHandle {
+        InstanceHandle {
+            id: InstanceId { server: "one".parse().expect("a name"), number: 1 },
+            owner: Owner::All,
+            wanted_era: None,
+            log: Arc::new(Log::new(1)),
+            inbox,
+            snapshot,
+            last_used_ms: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// The driver has not taken up its first wish when a person asks for the end: what is published then is
+    /// `Stopped`, and is no answer.
+    #[tokio::test]
+    async fn stopped_is_not_said_while_a_start_is_still_queued() {
+        let (inbox, mut wishes) = mpsc::channel(8);
+        let (publish, snapshot) = watch::channel(Arc::new(Snapshot::new()));
+        let handle = Arc::new(handle_of(inbox, snapshot));
+        let stopping = tokio::spawn({
+            let handle = Arc::clone(&handle);
+            async move {
+                handle.wish_stop("a person").await;
+                handle.stopped().await;
+            }
+        });
+        assert!(matches!(wishes.recv().await, Some(Inbox::Wish(Event::Stop { .. }))));
+        let Some(Inbox::Ask(answer)) = wishes.recv().await else { panic!("it asks before it looks") };
+        tokio::task::yield_now().await;
+        assert!(!stopping.is_finished(), "nothing was decided yet");
+        // The queued start, and then the stop: it is on its way down.
+        let ready = State::Ready { since: now() };
+        let running = Snapshot { generation: Generation(1), state: ready, ..Snapshot::new() };
+        publish.send_replace(Arc::new(running.clone()));
+        answer.send(()).expect("it waits for this");
+        tokio::task::yield_now().await;
+        assert!(!stopping.is_finished(), "it still runs");
+        publish.send_replace(Arc::new(Snapshot { state: State::Stopped, ..running }));
+        stopping.await.expect("it does not panic");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_an_instance_uses_it() {
+        let (inbox, _wishes) = mpsc::channel(8);
+        let (_publish, snapshot) = watch::channel(Arc::new(Snapshot::new()));
+        let handle = handle_of(inbox, snapshot);
+        // One look at it, after which it waits; then it is dropped.
+        let waits = tokio::time::timeout(Duration::ZERO, async {
+            tokio::join!(handle.connection(Duration::from_secs(60)), async { assert!(handle.is_awaited()) })
+        });
+        assert!(waits.await.is_err(), "nothing became ready");
+        assert!(!handle.is_awaited(), "a client that vanished does not wait");
     }
 }

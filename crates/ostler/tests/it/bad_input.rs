@@ -767,5 +767,6 @@ async fn a_modern_client_that_hangs_up_cancels_its_call_alone() {
         }
         assert_eq!(seen["cancelled"], json!([]));
         assert!(tokio::time::Instant::now() < deadline, "{seen}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

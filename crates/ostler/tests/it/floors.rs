@@ -52,7 +52,8 @@ fn the_command_line_knows_the_api_only_and_the_core_knows_nothing() {
         .exec()
         .expect("cargo metadata");
     let dependencies = |name: &str| -> Vec<String> {
-        let package = metadata.packages.iter().find(|package| package.name == name).expect("the crate is there");
+        let package =
+            metadata.packages.iter().find(|package| package.name == name).expect("the crate is there");
         let normal = package.dependencies.iter().filter(|d| d.kind == cargo_metadata::DependencyKind::Normal);
         normal.map(|dependency| dependency.name.clone()).collect()
     };

@@ -57,7 +57,9 @@ impl Daemon {
     /// The command `ostler`, aimed at this daemon.
     pub(crate) fn ostler(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ostler"));
-        command.env("OSTLER_RUNTIME_DIR", self.run_dir()).env("OSTLER_STATE_DIR", self.dir.path().join("state"));
+        command
+            .env("OSTLER_RUNTIME_DIR", self.run_dir())
+            .env("OSTLER_STATE_DIR", self.dir.path().join("state"));
         command
     }
 
@@ -118,7 +120,8 @@ impl Daemon {
     /// Sends the daemon a signal by its number.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).expect("a pid");
-        rustix::process::kill_process(pid, signal).expect("the daemon is there: it is not reaped before `wait`");
+        rustix::process::kill_process(pid, signal)
+            .expect("the daemon is there: it is not reaped before `wait`");
     }
 
     /// Waits until the daemon has ended.

@@ -116,6 +116,19 @@ impl Client {
         Pending::send(&self.address, &line, Some(&self.session), &message.to_string())
     }
 
+    /// Tells the server something that it need not answer, of `bytes` bytes, and does not wait.
+    pub(crate) fn tell(&self, bytes: usize) -> Pending {
+        let padding = "x".repeat(bytes);
+        self.post(&json!({
+            "jsonrpc": "2.0", "method": "notifications/roots/list_changed", "params": {"padding": padding},
+        }))
+    }
+
+    /// Ends the session and does not wait.
+    pub(crate) fn delete(&self) -> Pending {
+        Pending::send(&self.address, &format!("DELETE /mcp/{}", self.server), Some(&self.session), "")
+    }
+
     /// Calls a tool with a message and does not wait.
     pub(crate) fn call(&self, tool: &str, message: &str) -> Pending {
         self.post(&json!({

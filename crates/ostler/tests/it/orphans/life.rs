@@ -210,3 +210,31 @@ fn client_vanishes_in_a_call_shared() {
 fn client_vanishes_in_a_call_session() {
     client_vanishes_in_a_call(Scope::Session);
 }
+
+/// A server that reads nothing, and so much waiting for it that nothing more can be told to its connection: its
+/// session ends like any other, and holds up nobody else's end.
+#[test]
+fn client_vanishes_from_a_server_that_reads_nothing() {
+    const SERVERS: [Species; 2] = [
+        Species::new("deaf", &["sigstop", "double-fork"], 2, Manners::Falls),
+        Species::new("bystander", &["double-fork", "ignore-eof"], 2, Manners::Answers),
+    ];
+    /// More than a pipe and the bytes that may wait for it (64 KiB and 256 KiB).
+    const LARGE: [usize; 4] = [128 * 1024; 4];
+    /// More than may wait for a connection's task (1024).
+    const MANY: usize = 1500;
+    let keys = |_: &Species| "stop = { grace = \"1s\", drain = \"1s\" }";
+    let mut world = World::new(Scope::Session, &SERVERS, "[sessions]\nidle = \"1s\"\n", keys);
+    world.populate(Scope::Session);
+    let mut told: Vec<_> = LARGE.iter().map(|&bytes| world.clients[0].tell(bytes)).collect();
+    for _ in 0..MANY {
+        told.push(world.clients[0].tell(0));
+        // Few connections at a time; a message that was taken stays when its client goes.
+        if told.len() > 64 {
+            told.remove(0);
+        }
+    }
+    drop(told);
+    world.clients_vanish();
+    world.assert_empties(Duration::from_secs(12), "after the clients of a deaf server and another vanished");
+}

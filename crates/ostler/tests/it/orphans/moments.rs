@@ -124,6 +124,27 @@ fn a_stop_that_meets_a_start_is_true() {
     }
 }
 
+/// Clients that say goodbye and are gone before they are answered: what they asked for is done all the same. No
+/// session is silent for long enough to be ended for that.
+#[test]
+fn a_goodbye_is_heard_whoever_waits_for_the_answer() {
+    let mut random = Random::seeded("goodbye");
+    let mut world = World::new(Scope::Session, &RESTLESS[..3], "", restless_keys);
+    let address = world.daemon.address();
+    for round in 0..4 * ROUNDS {
+        let (species, _) = &world.servers[usize::try_from(round).expect("small") % world.servers.len()];
+        let client = Opening::begin(&address, species.name).finish();
+        let hanging = (random.below(2) == 0).then(|| client.call("hang", "for ever"));
+        let goodbye = client.delete();
+        std::thread::park_timeout(Duration::from_micros(random.below(600)));
+        drop(goodbye);
+        drop(hanging);
+    }
+    world.clients_vanish();
+    world.assert_empties(Duration::from_secs(10), &format!("after every goodbye ({})", random.name()));
+    assert_eq!(world.daemon.status()["sessions"], 0);
+}
+
 /// Numbers from a seed that a failed test prints (splitmix64).
 struct Random {
     seed: u64,
