@@ -183,9 +183,11 @@ impl Session {
         self.ended.store(true, Ordering::Release);
         self.outbox.end();
         self.lock().ended.clear();
-        // This ends its calls with an error, and with each its stream.
-        if let Some(connection) = &self.instance.snapshot().connection {
-            connection.detach(self.key).await;
+        // This ends its calls with an error, and with each its stream. Not waited for: the connection of a server
+        // that reads nothing takes no word either, and nobody's end may depend on that.
+        if let Some(connection) = self.instance.snapshot().connection.clone() {
+            let key = self.key;
+            tokio::spawn(async move { connection.detach(key).await });
         }
         if let Owner::Session(_) = self.instance.owner {
             self.instance.wish(Inbox::Remove("its session ended".to_owned())).await;
@@ -326,7 +328,11 @@ impl Sessions {
     pub async fn end(&self, id: &str) -> bool {
         let Some(session) = self.write().remove(id) else { return false };
         self.reserved.fetch_sub(1, Ordering::Relaxed);
-        session.end().await;
+        // A task of its own: nobody finds the session any more, so a caller that is dropped here (a client that
+        // does not wait for the answer to its DELETE) must not leave it half ended.
+        let ending = tokio::spawn(async move { session.end().await });
+        // It fails only when the runtime is going, and everything with it.
+        let _ = ending.await;
         true
     }
 
