@@ -75,11 +75,12 @@ fn run() -> io::Result<()> {
             return Ok(());
         }
     };
+    // Before the report: once it is out, the guard has nothing open that is not its own.
+    shrink::shrink();
     report(
         &control,
         &Report::Started { pid: leader.pid.as_raw_nonzero().get(), start_time: leader.start_time },
     );
-    shrink::shrink();
     Guard {
         control: Some(control),
         signals,
