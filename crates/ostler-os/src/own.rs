@@ -29,3 +29,13 @@ pub fn give_back_large_memory() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, RETURNED_FROM);
     }
 }
+
+/// Gives memory that was freed back to the system. The C library keeps what a burst of clients took, in case of
+/// another; after the burst it is of no use. Takes milliseconds: for a thread that may block.
+pub fn give_back_memory() {
+    // SAFETY: `malloc_trim` may be called at any time from any thread; it takes the allocator's own locks.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -345,7 +345,7 @@ impl Sessions {
     pub async fn end_idle(&self, told: impl Fn(&Session)) {
         let idle_ms = u64::try_from(self.idle.as_millis()).unwrap_or(u64::MAX);
         loop {
-            let mut next = None;
+            let (mut next, mut ended) = (None, 0);
             for session in self.all() {
                 if session.busy.load(Ordering::Relaxed) > 0 {
                     continue;
@@ -354,9 +354,14 @@ impl Sessions {
                 if left == 0 {
                     told(&session);
                     self.end(&session.id).await;
+                    ended += 1;
                 } else {
                     next = Some(next.map_or(left, |next: u64| next.min(left)));
                 }
+            }
+            if ended > 0 && next.is_none() {
+                // A burst of clients is over.
+                tokio::task::spawn_blocking(ostler_os::own::give_back_memory);
             }
             match next {
                 // What becomes idle later is over later, so this timer need not be moved.

@@ -284,11 +284,7 @@ impl InstanceHandle {
     }
 
     /// Whether waiting on is of no use, and why.
-    fn verdict(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        patience: Duration,
-    ) -> Option<Result<Serving, Unavailable>> {
+    fn verdict(&self, snapshot: &Arc<Snapshot>, patience: Duration) -> Option<Result<Serving, Unavailable>> {
         if let Some(connection) = &snapshot.connection {
             return Some(Ok((Arc::clone(connection), Arc::clone(snapshot))));
         }
