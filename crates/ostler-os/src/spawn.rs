@@ -467,7 +467,9 @@ impl Driver {
             sweep::sweep(&mut |_| {});
             return;
         }
-        let _ = finished.await;
+        if finished.await.is_err() {
+            tracing::error!("the sweep after a dead guard broke off; what it left is ended with the daemon");
+        }
     }
 
     fn tell(&self, event: GuardEvent) {

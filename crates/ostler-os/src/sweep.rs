@@ -45,6 +45,16 @@ impl Guards {
         self.0.remove(&guard);
     }
 
+    /// This process's children that a dead guard left, as the scan shows them; zombies included.
+    ///
+    /// Its own session is read from the scan, not from `getsid`: that is 0 where the session began outside of
+    /// this pid namespace, a number that `rustix` takes for impossible and `/proc` shows like any other.
+    fn orphans<'a>(&'a self, scan: &'a Scan) -> impl Iterator<Item = &'a Process> {
+        let me = Pid::as_raw(Some(rustix::process::getpid()));
+        let own = scan.get(me).map(|process| process.session);
+        scan.children(me).filter(move |child| Some(child.session) != own && !self.0.contains(&child.pid))
+    }
+
     /// Ends a guard that was just started, has no command yet and cannot be watched.
     pub(crate) fn end_unwatched(&mut self, mut child: std::process::Child) {
         let pid = child.id().cast_signed();
@@ -58,14 +68,12 @@ impl Guards {
 /// Kills every orphan and everything below it until none is left. `stuck` is told once, with at most 64 pids,
 /// if that takes long. Blocks: not for a thread of the runtime.
 pub(crate) fn sweep(stuck: &mut dyn FnMut(Vec<i32>)) {
-    let me = Pid::as_raw(Some(rustix::process::getpid()));
-    let session = rustix::process::getsid(None).map_or(0, |sid| sid.as_raw_nonzero().get());
     let mut killer = Killer::default();
     let mut pause = Pause::new();
     let mut tell = Some(stuck);
     let began = Instant::now();
     loop {
-        let (left, watched) = round(&mut killer, me, session);
+        let (left, watched) = round(&mut killer);
         if left.is_empty() {
             return;
         }
@@ -81,15 +89,13 @@ pub(crate) fn sweep(stuck: &mut dyn FnMut(Vec<i32>)) {
 }
 
 /// Reaps, stops and kills once; gives the orphans (children only) that are left, and pidfds of some of them.
-fn round(killer: &mut Killer, me: i32, session: i32) -> (Vec<i32>, Vec<OwnedFd>) {
+fn round(killer: &mut Killer) -> (Vec<i32>, Vec<OwnedFd>) {
     // Held for the whole round, so that a guard that starts or ends now is not mistaken for an orphan.
     let guards = REGISTRY.lock();
     let mut left = Vec::new();
     let outcome = killer.round(Freeze::Once, |scan: &Scan, into: &mut Vec<Process>| {
         left.clear();
-        let orphans =
-            scan.children(me).filter(|child| child.session != session && !guards.0.contains(&child.pid));
-        for orphan in orphans {
+        for orphan in guards.orphans(scan) {
             if reap(orphan) {
                 continue;
             }
@@ -127,11 +133,7 @@ fn reap(child: &Process) -> bool {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn orphans() -> std::io::Result<Vec<i32>> {
-    let me = Pid::as_raw(Some(rustix::process::getpid()));
-    let session = rustix::process::getsid(None).map_or(0, |sid| sid.as_raw_nonzero().get());
     let guards = REGISTRY.lock();
     let scan = Scan::take()?;
-    let orphans =
-        scan.children(me).filter(|child| child.session != session && !guards.0.contains(&child.pid));
-    Ok(orphans.map(|child| child.pid).collect())
+    Ok(guards.orphans(&scan).map(|child| child.pid).collect())
 }

@@ -1,8 +1,10 @@
 //! A guard that is killed, stopped, or shouted at.
 
+use std::process::Command;
 use std::time::Duration;
 
 use ostler_os::{Exit, GuardEvent, sweep, tree};
+use ostler_testkit::evil;
 use ostler_testkit::mark::Mark as TestMark;
 use rustix::process::Signal;
 
@@ -28,6 +30,32 @@ async fn what_a_killed_guard_leaves_is_swept() {
         assert_nothing_left(&mark, (tree.guard_pid, tree.guard_start));
         assert_eq!(sweep::orphans().expect("/proc"), [] as [i32; 0], "reaped, too");
     }
+}
+
+/// In a pid namespace whose session leader is outside (a container's exec, a sandbox), a process's own session
+/// is 0.
+#[test]
+fn a_killed_guard_is_swept_in_a_session_from_outside_the_pid_namespace() {
+    let _orphans = SWEEPS.blocking_read();
+    let inside = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+    let unshare = |user: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(user).args(inside);
+        command
+    };
+    let works = |user: &&[&str]| unshare(user).arg("true").output().is_ok_and(|out| out.status.success());
+    let Some(user) = [&[][..], &["--user", "--map-root-user"]].into_iter().find(works) else {
+        eprintln!("SKIPPED: `unshare --pid` is not permitted here, not even with a user namespace");
+        return;
+    };
+    let mark = TestMark::new();
+    let (name, value) = mark.env();
+    let mut command = unshare(user);
+    command.arg(testbed()).arg("sweep").arg(evil::path()).args(["double-fork", "ignore-eof", "ignore-term"]);
+    let output = command.env(name, value).output().expect("unshare starts");
+    assert!(output.status.success(), "{output:#?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "empty\n", "{output:#?}");
+    mark.wait_count(0, DEADLINE).expect("none left");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

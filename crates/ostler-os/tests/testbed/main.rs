@@ -4,12 +4,14 @@ use std::io::Write as _;
 
 use ostler_os::reap::TreeRecord;
 use ostler_os::{GuardEvent, Guarded, Mark, SpawnRequest, Spawner, boot, guard};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(guard::GUARD_ARGUMENT) => guard::main(),
         Some("daemon") => daemon(&arguments[1..]),
+        Some("sweep") => sweep(&arguments[1..]),
         Some("fds") => fds(),
         Some("zombie-leader") => zombie_leader(),
         Some("stop-parent") => stop_parent(),
@@ -41,6 +43,29 @@ async fn daemon(arguments: &[String]) {
         say(&serde_json::to_string(&record).expect("encodes"));
     }
     std::future::pending().await
+}
+
+/// `sweep PROGRAM [ARGUMENT...]`: starts a tree, kills its guard, and says "empty" when it is told so.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn sweep(arguments: &[String]) {
+    let request = SpawnRequest {
+        program: (&arguments[0]).into(),
+        args: arguments[1..].iter().map(Into::into).collect(),
+        env: std::env::vars_os().collect(),
+        cwd: None,
+        mark: Mark::random(),
+    };
+    let mut tree = Spawner::default().spawn(request).expect("spawns");
+    started(&mut tree).await;
+    // Until the server says its first word, and so has left the children that it means to leave.
+    tree.stdin.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n").await.expect("it reads");
+    tree.stdout.read_u8().await.expect("it answers");
+    let guard = rustix::process::Pid::from_raw(tree.guard_pid).expect("a pid");
+    rustix::process::kill_process(guard, rustix::process::Signal::KILL).expect("ours");
+    while !matches!(tree.events.recv().await, Some(GuardEvent::TreeEmpty)) {}
+    let left = ostler_os::sweep::orphans().expect("/proc is readable");
+    assert!(left.is_empty(), "said to be empty: {left:?}");
+    say("empty");
 }
 
 async fn started(tree: &mut Guarded) -> TreeRecord {
