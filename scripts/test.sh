@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$ROOT"
 
 # Limits in seconds. A cold build takes most of the first on two cores; the others take a minute or two.
-CARGO_LIMIT_S=1200 BUILD_LIMIT_S=600 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420
+CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420
 
 passed=0 failed=0 running=
 logs=$(mktemp -d)
@@ -88,13 +88,17 @@ ensure_node 22 19
 cargo_step cargo-test cargo test --workspace --locked --no-fail-fast
 node_step harness node --test --test-reporter=tap tests/conformance/verdicts.test.mjs
 
-if run_step build "$BUILD_LIMIT_S" cargo build --workspace --locked --bin ostler; then
-  OSTLER_BIN=$(target_dir)/debug/ostler
+# The binary that its own tests ran: another `cargo build` would build half of the dependencies again, with other
+# features.
+OSTLER_BIN=$(target_dir)/debug/ostler
+if [ -x "$OSTLER_BIN" ]; then
   export OSTLER_BIN
   counted_step conformance "$CONFORMANCE_LIMIT_S" node tests/conformance/run.mjs
   counted_step clients "$CLIENTS_LIMIT_S" node tests/clients/run.mjs
 else
-  add build 1 0 1
+  say "there is no $OSTLER_BIN: it did not build"
+  add conformance 1 0 1
+  add clients 1 0 1
 fi
 
 say "summary"

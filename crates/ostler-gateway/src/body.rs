@@ -22,7 +22,7 @@ const SLOWEST: u64 = 1024;
 pub struct Bounds {
     /// Most bytes (`gateway.max_body`).
     pub max: usize,
-    /// Longest silence while it arrives (`gateway.body_timeout`); it may fall behind [`SLOWEST`] by twice
+    /// Longest silence while it arrives (`gateway.body_timeout`); it may fall behind `SLOWEST` by twice
     /// as long.
     pub silence: Duration,
     /// The bytes that bodies may hold together (`gateway.body_memory`).

@@ -8,6 +8,7 @@ use ostler_os::Spawner;
 use crate::budget::Budget;
 use crate::events::Events;
 use crate::ledger::Ledger;
+use crate::lull::Lull;
 
 /// Shared by all drivers; nothing in it is locked for long.
 #[derive(Debug)]
@@ -17,4 +18,5 @@ pub(crate) struct Core {
     pub(crate) ledger: Ledger,
     pub(crate) budget: Arc<Budget>,
     pub(crate) events: Arc<Events>,
+    pub(crate) lull: Arc<Lull>,
 }

@@ -10,6 +10,7 @@
 //! | report forwarders | process | guard reports, connection news | the driver |
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
 //! | idle sessions | daemon | [`session`] | ended sessions |
+//! | lull | daemon | freed sessions and instances | memory for the system ([`lull`]) |
 //! | store thread | daemon | jobs ([`ledger`]) | SQLite |
 //!
 //! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
@@ -23,6 +24,7 @@ pub mod events;
 pub mod instance;
 pub mod ledger;
 pub mod log;
+pub mod lull;
 pub mod random;
 pub mod server;
 pub mod session;

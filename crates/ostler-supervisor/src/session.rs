@@ -13,6 +13,7 @@ use crate::clock::now_ms;
 use crate::connection::Connection;
 use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::lull::Lull;
 use crate::stream::{Keep, Presence, ReplayStream};
 
 /// Ended call streams kept for a client that lost the end of one.
@@ -220,6 +221,7 @@ pub struct Sessions {
     idle: Duration,
     keep: Keep,
     changed: Arc<Notify>,
+    lull: Arc<Lull>,
 }
 
 /// A place in the table, for a session that is being opened.
@@ -234,7 +236,7 @@ impl Drop for Place<'_> {
 
 impl Sessions {
     /// A table of at most `limit` sessions, each ended after `idle` without a word from its client.
-    pub fn new(limit: usize, idle: Duration, keep: Keep) -> Self {
+    pub fn new(limit: usize, idle: Duration, keep: Keep, lull: Arc<Lull>) -> Self {
         Self {
             by_id: RwLock::default(),
             reserved: AtomicU32::new(0),
@@ -243,6 +245,7 @@ impl Sessions {
             idle,
             keep,
             changed: Arc::new(Notify::new()),
+            lull,
         }
     }
 
@@ -333,6 +336,7 @@ impl Sessions {
         let ending = tokio::spawn(async move { session.end().await });
         // It fails only when the runtime is going, and everything with it.
         let _ = ending.await;
+        self.lull.freed();
         true
     }
 
@@ -345,7 +349,7 @@ impl Sessions {
     pub async fn end_idle(&self, told: impl Fn(&Session)) {
         let idle_ms = u64::try_from(self.idle.as_millis()).unwrap_or(u64::MAX);
         loop {
-            let (mut next, mut ended) = (None, 0);
+            let mut next = None;
             for session in self.all() {
                 if session.busy.load(Ordering::Relaxed) > 0 {
                     continue;
@@ -354,14 +358,9 @@ impl Sessions {
                 if left == 0 {
                     told(&session);
                     self.end(&session.id).await;
-                    ended += 1;
                 } else {
                     next = Some(next.map_or(left, |next: u64| next.min(left)));
                 }
-            }
-            if ended > 0 && next.is_none() {
-                // A burst of clients is over.
-                tokio::task::spawn_blocking(ostler_os::own::give_back_memory);
             }
             match next {
                 // What becomes idle later is over later, so this timer need not be moved.

@@ -79,6 +79,11 @@ impl Supervisor {
             spawner,
             ledger,
             events,
+            lull: Arc::default(),
+        });
+        tokio::spawn({
+            let lull = Arc::clone(&core.lull);
+            async move { lull.follow().await }
         });
         let live = Arc::new(AtomicUsize::new(0));
         let mut servers = Vec::with_capacity(config.servers.len());
@@ -86,7 +91,12 @@ impl Supervisor {
             servers.push(Server::remembered(&core, spec.clone(), &live).await?);
         }
         let keep = Keep { events: config.gateway.replay_events, bytes: config.gateway.replay_bytes };
-        let sessions = Arc::new(Sessions::new(config.limits.sessions, config.sessions.idle, keep));
+        let sessions = Arc::new(Sessions::new(
+            config.limits.sessions,
+            config.sessions.idle,
+            keep,
+            Arc::clone(&core.lull),
+        ));
         tokio::spawn({
             let (sessions, events) = (Arc::clone(&sessions), Arc::clone(&core.events));
             async move {

@@ -256,7 +256,7 @@ struct EventQuery {
 async fn events(State(gateway): App, Query(query): Query<EventQuery>) -> Response {
     let entries =
         gateway.supervisor.events().after(query.since.unwrap_or(0), query.n.unwrap_or(DEFAULT_EVENTS));
-    Json(entries.iter().map(views::event).collect::<Vec<_>>()).into_response()
+    Json(entries.into_iter().map(views::event).collect::<Vec<_>>()).into_response()
 }
 
 async fn shutdown(State(gateway): App) -> Response {

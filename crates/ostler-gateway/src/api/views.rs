@@ -149,14 +149,14 @@ pub(super) fn session(session: &Session) -> SessionView {
 }
 
 /// One event.
-pub(super) fn event(entry: &Entry) -> EventView {
+pub(super) fn event(entry: Entry) -> EventView {
     EventView {
         seq: entry.seq,
         unix_ms: entry.unix_ms,
-        severity: entry.happening.severity().as_str().to_owned(),
-        kind: entry.happening.kind().to_owned(),
-        subject: entry.subject.to_string(),
-        message: entry.happening.to_string(),
+        severity: entry.severity.as_str().to_owned(),
+        kind: entry.kind.to_owned(),
+        subject: entry.subject,
+        message: entry.message,
     }
 }
 

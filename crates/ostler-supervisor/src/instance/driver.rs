@@ -159,6 +159,7 @@ impl Driver {
         self.snapshot.removed = true;
         self.publish.send_replace(Arc::new(self.snapshot.clone()));
         self.server.forget(&self.id);
+        self.core.lull.freed();
     }
 
     fn nothing_runs(&self) -> bool {

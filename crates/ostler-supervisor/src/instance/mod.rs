@@ -1,6 +1,6 @@
 //! An instance as the rest of the daemon sees it: a snapshot to read and wishes to send.
 //!
-//! One task, the [driver], owns the instance. It feeds [`ostler_domain::instance::Instance::decide`] and
+//! One task, the `driver`, owns the instance. It feeds [`ostler_domain::instance::Instance::decide`] and
 //! performs the effects; whatever takes time runs as a task of its own and reports back by event. Readers take
 //! the latest [`Snapshot`] from a watch and never wait for the driver.
 
