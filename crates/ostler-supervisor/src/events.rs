@@ -1,15 +1,13 @@
 //! The event log: what happened, to what, and why; and how often each limit said no.
-//!
-//! The texts lie in one ring of bytes. As 2,000 small strings, made while a burst of clients was served, they would
-//! keep nearly as many pages of that burst's memory resident for as long as they are remembered.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ostler_domain::event::{Happening, Severity};
 use tokio::sync::watch;
 
 use crate::clock::unix_ms;
+use crate::ring::TextRing;
 
 /// Most events kept; the oldest go first.
 pub const MAX_EVENTS: usize = 2_000;
@@ -40,7 +38,7 @@ pub struct Entry {
     pub message: String,
 }
 
-/// An event whose texts are the next in the ring.
+/// What is known of an event besides its texts: the subject, and behind it the message.
 #[derive(Debug)]
 struct Slot {
     seq: u64,
@@ -48,14 +46,11 @@ struct Slot {
     kind: &'static str,
     severity: Severity,
     subject: usize,
-    message: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    slots: VecDeque<Slot>,
-    /// The subject and the message of each slot, one behind the other.
-    texts: VecDeque<u8>,
+    entries: TextRing<Slot>,
     next: u64,
     counters: BTreeMap<String, u64>,
 }
@@ -64,48 +59,25 @@ impl Inner {
     fn push(&mut self, happening: &Happening, subject: &str, message: &str) -> u64 {
         let subject = &subject[..subject.floor_char_boundary(MAX_TEXT_BYTES)];
         let message = &message[..message.floor_char_boundary(MAX_TEXT_BYTES)];
-        while self.slots.len() >= MAX_EVENTS
-            || self.texts.len() + subject.len() + message.len() > MAX_EVENT_BYTES
-        {
-            let Some(oldest) = self.slots.pop_front() else {
-                break;
-            };
-            self.texts.drain(..oldest.subject + oldest.message);
-        }
         self.next += 1;
-        self.texts.extend(subject.as_bytes());
-        self.texts.extend(message.as_bytes());
-        self.slots.push_back(Slot {
+        let slot = Slot {
             seq: self.next,
             unix_ms: unix_ms(),
             kind: happening.kind(),
             severity: happening.severity(),
             subject: subject.len(),
-            message: message.len(),
-        });
+        };
+        self.entries.push(slot, &[subject, message].concat());
         self.next
     }
 
-    /// The last `most` slots after `seq`, with their texts.
     fn after(&self, seq: u64, most: usize) -> Vec<Entry> {
-        let known = self.slots.partition_point(|slot| slot.seq <= seq);
-        let first = known.max(self.slots.len().saturating_sub(most));
-        let length = |slot: &Slot| slot.subject + slot.message;
-        let mut at: usize = self.slots.range(..first).map(length).sum();
-        let mut text = |length: usize| {
-            let bytes = self.texts.range(at..at + length).copied().collect();
-            at += length;
-            String::from_utf8(bytes).expect("whole texts went in")
+        let entry = |slot: &Slot, mut subject: String| {
+            let message = subject.split_off(slot.subject);
+            let Slot { seq, unix_ms, kind, severity, .. } = *slot;
+            Entry { seq, unix_ms, kind, severity, subject, message }
         };
-        let entry = |slot: &Slot| Entry {
-            seq: slot.seq,
-            unix_ms: slot.unix_ms,
-            kind: slot.kind,
-            severity: slot.severity,
-            subject: text(slot.subject),
-            message: text(slot.message),
-        };
-        self.slots.range(first..).map(entry).collect()
+        self.entries.last(most, |slot| slot.seq > seq, entry)
     }
 }
 
@@ -118,7 +90,11 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { inner: Mutex::default(), latest: watch::Sender::new(0) }
+        let entries = TextRing::new(MAX_EVENTS, MAX_EVENT_BYTES);
+        Self {
+            inner: Mutex::new(Inner { entries, next: 0, counters: BTreeMap::new() }),
+            latest: watch::Sender::new(0),
+        }
     }
 }
 

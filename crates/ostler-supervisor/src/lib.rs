@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | [`instance`] driver | instance | wishes, guard reports, results, a timer | effects, snapshots, events |
 //! | [`connection`] task | process | requests of callers, lines of the process | lines to the process, answers |
-//! | stderr capture | process | standard error | [`log`] |
+//! | capture | stream of a process | its output | [`log`] |
 //! | report forwarders | process | guard reports, connection news | the driver |
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
 //! | idle sessions | daemon | [`session`] | ended sessions |
@@ -17,6 +17,7 @@
 //! for anybody.
 
 pub mod budget;
+mod capture;
 pub mod clock;
 pub mod connection;
 mod core;
@@ -26,9 +27,9 @@ pub mod ledger;
 pub mod log;
 pub mod lull;
 pub mod random;
+mod ring;
 pub mod server;
 pub mod session;
-mod stderr;
 pub mod stream;
 pub mod supervisor;
 

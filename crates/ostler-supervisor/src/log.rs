@@ -1,14 +1,17 @@
 //! The last lines of an instance's streams, bounded in number and size.
 
-use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use tokio::sync::watch;
 
 use crate::clock::unix_ms;
+use crate::ring::TextRing;
 
 /// Longest line kept, in bytes; the rest of a longer one is cut off.
 pub const MAX_LINE: usize = 8 * 1024;
+
+/// Most bytes kept per stream; the oldest lines go first.
+pub const MAX_STREAM_BYTES: usize = 4 * 1024 * 1024;
 
 /// Where a line came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,18 +48,40 @@ pub struct Line {
     pub text: Box<str>,
 }
 
-#[derive(Debug, Default)]
+/// What is known of a line besides its text and its stream.
+#[derive(Debug)]
+struct Slot {
+    seq: u64,
+    unix_ms: u64,
+}
+
+#[derive(Debug)]
 struct Rings {
     /// One ring per stream, so that a flood on one does not push out the others.
-    rings: [VecDeque<Line>; 3],
+    rings: [TextRing<Slot>; 3],
     next: u64,
     dropped: u64,
+}
+
+impl Rings {
+    fn push(&mut self, stream: Stream, unix_ms: u64, text: &str) {
+        if text.len() <= MAX_LINE {
+            return self.push_short(stream, unix_ms, text);
+        }
+        let end = text.floor_char_boundary(MAX_LINE);
+        self.push_short(stream, unix_ms, &cut(&text[..end], text.len() - end));
+    }
+
+    fn push_short(&mut self, stream: Stream, unix_ms: u64, text: &str) {
+        self.next += 1;
+        let gone = self.rings[stream as usize].push(Slot { seq: self.next, unix_ms }, text);
+        self.dropped += gone as u64;
+    }
 }
 
 /// A bounded log that can be followed.
 #[derive(Debug)]
 pub struct Log {
-    lines: usize,
     rings: Mutex<Rings>,
     latest: watch::Sender<u64>,
 }
@@ -64,31 +89,51 @@ pub struct Log {
 impl Log {
     /// A log of at most `lines` lines per stream.
     pub fn new(lines: usize) -> Self {
-        Self { lines: lines.max(1), rings: Mutex::default(), latest: watch::Sender::new(0) }
+        let rings = std::array::from_fn(|_| TextRing::new(lines, MAX_STREAM_BYTES));
+        Self { rings: Mutex::new(Rings { rings, next: 0, dropped: 0 }), latest: watch::Sender::new(0) }
     }
 
-    /// Adds a line; the oldest of its stream is dropped and counted when there is no room.
+    /// Adds a line; the oldest of its stream is dropped and counted when there is no room. What is longer than
+    /// [`MAX_LINE`] is cut, and says so.
     pub fn push(&self, stream: Stream, text: &str) {
-        let mut rings = self.lock();
-        rings.next += 1;
-        let seq = rings.next;
-        let line = Line { seq, unix_ms: unix_ms(), stream, text: clip(text).into() };
-        let ring = &mut rings.rings[stream as usize];
-        let full = ring.len() >= self.lines;
-        if full {
-            ring.pop_front();
-        }
-        ring.push_back(line);
-        rings.dropped += u64::from(full);
-        drop(rings);
-        self.latest.send_replace(seq);
+        self.change(|rings| rings.push(stream, unix_ms(), text));
+    }
+
+    /// Adds the beginning of a line of which `more` bytes were dropped.
+    pub(crate) fn push_cut(&self, stream: Stream, head: &str, more: usize) {
+        self.change(|rings| rings.push_short(stream, unix_ms(), &cut(head, more)));
+    }
+
+    /// Adds the lines of a piece of output, which ends with a line end. Of more lines than the ring has room for
+    /// only the last are copied; the others count as dropped.
+    pub(crate) fn push_lines(&self, stream: Stream, piece: &[u8]) {
+        self.change(|rings| {
+            let room = rings.rings[stream as usize].max_texts();
+            // The line end that ends the piece is found, too.
+            let mut begin = memchr::memrchr_iter(b'\n', piece).nth(room).map_or(0, |end| end + 1);
+            let skipped = memchr::memchr_iter(b'\n', &piece[..begin]).count() as u64;
+            rings.next += skipped;
+            rings.dropped += skipped;
+            let now = unix_ms();
+            while let Some(length) = memchr::memchr(b'\n', &piece[begin..]) {
+                let line = &piece[begin..begin + length];
+                rings.push(stream, now, &String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)));
+                begin += length + 1;
+            }
+        });
     }
 
     /// The lines after `seq`, oldest first, at most the last `most` of them.
     pub fn after(&self, seq: u64, most: usize) -> Vec<Line> {
         let rings = self.lock();
-        let mut lines: Vec<Line> =
-            rings.rings.iter().flatten().filter(|line| line.seq > seq).cloned().collect();
+        let mut lines = Vec::new();
+        for (ring, stream) in rings.rings.iter().zip([Stream::Stderr, Stream::Stdout, Stream::Ostler]) {
+            lines.extend(ring.last(
+                most,
+                |slot| slot.seq > seq,
+                |slot, text| Line { seq: slot.seq, unix_ms: slot.unix_ms, stream, text: text.into() },
+            ));
+        }
         drop(rings);
         lines.sort_unstable_by_key(|line| line.seq);
         lines.split_off(lines.len().saturating_sub(most))
@@ -104,18 +149,21 @@ impl Log {
         self.latest.subscribe()
     }
 
+    fn change(&self, change: impl FnOnce(&mut Rings)) {
+        let mut rings = self.lock();
+        change(&mut rings);
+        let seq = rings.next;
+        drop(rings);
+        self.latest.send_replace(seq);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Rings> {
         self.rings.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// Cuts a text to [`MAX_LINE`] bytes and says that it did.
-fn clip(text: &str) -> String {
-    if text.len() <= MAX_LINE {
-        return text.to_owned();
-    }
-    let end = (0..=MAX_LINE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    format!("{} [cut: {} more bytes]", &text[..end], text.len() - end)
+fn cut(head: &str, more: usize) -> String {
+    format!("{head} [cut: {more} more bytes]")
 }
 
 #[cfg(test)]
@@ -141,5 +189,21 @@ mod tests {
         let log = Log::new(3);
         log.push(Stream::Stderr, &"ä".repeat(MAX_LINE));
         assert!(log.after(0, 1)[0].text.ends_with("[cut: 8192 more bytes]"));
+    }
+
+    #[test]
+    fn a_piece_of_output_is_taken_line_by_line_and_only_the_last_are_copied() {
+        let log = Log::new(3);
+        log.push_lines(Stream::Stdout, b"1\r\n\n3\n");
+        log.push_lines(Stream::Stdout, b"4\n");
+        let kept = |log: &Log| {
+            log.after(0, 100).iter().map(|line| (line.seq, line.text.to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&log), [(2, String::new()), (3, "3".to_owned()), (4, "4".to_owned())]);
+        assert_eq!(log.dropped(), 1);
+        log.push_lines(Stream::Stdout, b"5\n6\n7\n8\n9\n");
+        assert_eq!(kept(&log), [(7, "7".to_owned()), (8, "8".to_owned()), (9, "9".to_owned())]);
+        assert_eq!(log.dropped(), 6);
+        assert_eq!(log.after(8, 100).len(), 1);
     }
 }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::handshake::{self, Failed, Need, Opened};
 use super::{InstanceHandle, Owner, Snapshot};
+use crate::capture::capture;
 use crate::clock;
 use crate::connection::{Connection, News, Parts};
 use crate::core::Core;
@@ -353,7 +354,7 @@ impl Driver {
             news,
         };
         let connection = Connection::open(guarded.stdin, guarded.stdout, parts);
-        tokio::spawn(crate::stderr::capture(guarded.stderr, Arc::clone(&self.log)));
+        tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)));
         self.listen(generation, guarded.events);
         if kill {
             guarded.control.kill();

@@ -1,0 +1,141 @@
+//! Output of a process, line by line into its log.
+
+use std::sync::Arc;
+
+use tokio::net::unix::pipe;
+
+use crate::log::{Log, MAX_LINE, Stream};
+
+/// What is read at once from a quiet process, in bytes: more than its longest line that is kept.
+const SMALLEST: usize = 2 * MAX_LINE;
+
+/// What is read at once from one that writes faster than it is read, in bytes.
+const LARGEST: usize = 256 * 1024;
+
+/// Reads until every process that holds the pipe has closed it. Never stands still, so the process never blocks on
+/// it; what the log has no room for is dropped and counted there.
+pub(crate) async fn capture(pipe: pipe::Receiver, stream: Stream, log: Arc<Log>) {
+    let mut held = Held::default();
+    loop {
+        if pipe.readable().await.is_err() {
+            break;
+        }
+        match pipe.try_read(&mut held.buffer[held.filled..]) {
+            Ok(0) => break,
+            Ok(length) => held.take(length, stream, &log),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, stream = stream.as_str(), "the output of a process cannot be read");
+                break;
+            }
+        }
+    }
+    held.finish(stream, &log);
+}
+
+/// What was read and not taken yet: less than a line.
+struct Held {
+    buffer: Vec<u8>,
+    filled: usize,
+    /// Bytes dropped so far of the line that is being read, which is too long.
+    overlong: usize,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { buffer: vec![0; SMALLEST], filled: 0, overlong: 0 }
+    }
+}
+
+impl Held {
+    /// Takes `length` more bytes of the buffer.
+    fn take(&mut self, length: usize, stream: Stream, log: &Log) {
+        let fresh = self.filled;
+        self.filled += length;
+        let full = self.filled == self.buffer.len();
+        if let Some(end) = memchr::memrchr(b'\n', &self.buffer[fresh..self.filled]) {
+            let whole = fresh + end + 1;
+            let begin = if self.overlong > 0 { self.end_overlong(fresh, whole, stream, log) } else { 0 };
+            if begin < whole {
+                log.push_lines(stream, &self.buffer[begin..whole]);
+            }
+            self.buffer.copy_within(whole..self.filled, 0);
+            self.filled -= whole;
+        }
+        if self.filled > MAX_LINE {
+            self.overlong += self.filled - MAX_LINE;
+            self.filled = MAX_LINE;
+        }
+        self.resize(full);
+    }
+
+    /// Takes the line that is too long, whose beginning is kept; the bytes from `fresh` to `whole` hold its end.
+    /// Gives the place behind that.
+    fn end_overlong(&mut self, fresh: usize, whole: usize, stream: Stream, log: &Log) -> usize {
+        let end = memchr::memchr(b'\n', &self.buffer[fresh..whole]).map_or(whole, |end| fresh + end);
+        let dropped = std::mem::take(&mut self.overlong) + end - fresh;
+        log.push_cut(stream, &String::from_utf8_lossy(&self.buffer[..MAX_LINE]), dropped);
+        end + 1
+    }
+
+    /// Grows while each read fills the buffer, and shrinks when one does not.
+    fn resize(&mut self, full: bool) {
+        let size = if full { (self.buffer.len() * 4).min(LARGEST) } else { SMALLEST };
+        if size > self.buffer.len() {
+            self.buffer.resize(size, 0);
+        } else if size < self.buffer.len() && self.filled < SMALLEST {
+            self.buffer.truncate(SMALLEST);
+            self.buffer.shrink_to_fit();
+        }
+    }
+
+    /// The last line may lack its end.
+    fn finish(&mut self, stream: Stream, log: &Log) {
+        if self.overlong > 0 {
+            self.end_overlong(self.filled, self.filled, stream, log);
+        } else if self.filled > 0 {
+            log.push(stream, &String::from_utf8_lossy(&self.buffer[..self.filled]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds a text in pieces of `size` bytes, as reads would bring it.
+    fn fed(text: &str, size: usize) -> Vec<String> {
+        let log = Log::new(100);
+        let mut held = Held::default();
+        for piece in text.as_bytes().chunks(size) {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let length = rest.len().min(held.buffer.len() - held.filled);
+                let filled = held.filled;
+                held.buffer[filled..filled + length].copy_from_slice(&rest[..length]);
+                held.take(length, Stream::Stderr, &log);
+                rest = &rest[length..];
+            }
+        }
+        held.finish(Stream::Stderr, &log);
+        log.after(0, 1000).into_iter().map(|line| line.text.into()).collect()
+    }
+
+    #[test]
+    fn lines_are_the_same_however_they_arrive() {
+        let long = "x".repeat(5 * SMALLEST + 3);
+        let text = format!("one\ntwo\r\n\n{long}\nthree\n{long}\nlast");
+        for size in [1, 7, 1000, SMALLEST, 1_000_000] {
+            let lines = fed(&text, size);
+            let cut = format!("{} [cut: {} more bytes]", &long[..MAX_LINE], long.len() - MAX_LINE);
+            let expected = ["one", "two", "", &cut, "three", &cut, "last"];
+            assert_eq!(lines, expected, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_the_longest_length_is_whole() {
+        let line = "y".repeat(MAX_LINE);
+        assert_eq!(fed(&format!("{line}\n"), 1000), [line]);
+    }
+}

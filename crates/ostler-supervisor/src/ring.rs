@@ -1,0 +1,92 @@
+//! Texts in one ring of bytes, oldest first, each with what is known of it.
+//!
+//! As many small strings, made while a burst of clients was served, they would keep nearly as many pages of that
+//! burst's memory resident for as long as they are remembered.
+
+use std::collections::VecDeque;
+
+/// A bounded ring: when there is no room, the oldest texts go.
+#[derive(Debug)]
+pub(crate) struct TextRing<T> {
+    /// What is known of each text, and its length in bytes.
+    slots: VecDeque<(T, usize)>,
+    texts: VecDeque<u8>,
+    max_texts: usize,
+    max_bytes: usize,
+}
+
+impl<T> TextRing<T> {
+    /// A ring of at most `max_texts` texts with `max_bytes` bytes in all.
+    pub(crate) fn new(max_texts: usize, max_bytes: usize) -> Self {
+        Self { slots: VecDeque::new(), texts: VecDeque::new(), max_texts: max_texts.max(1), max_bytes }
+    }
+
+    /// Adds a text and says how many had to go for it. A text longer than the whole ring is cut at its end.
+    pub(crate) fn push(&mut self, about: T, text: &str) -> usize {
+        let text = &text[..text.floor_char_boundary(self.max_bytes)];
+        let mut gone = 0;
+        while self.slots.len() >= self.max_texts || self.texts.len() + text.len() > self.max_bytes {
+            let Some((_, length)) = self.slots.pop_front() else { break };
+            self.texts.drain(..length);
+            gone += 1;
+        }
+        self.texts.extend(text.as_bytes());
+        self.slots.push_back((about, text.len()));
+        gone
+    }
+
+    /// How many texts it holds at most.
+    pub(crate) fn max_texts(&self) -> usize {
+        self.max_texts
+    }
+
+    /// The last `most` of those that `newer` accepts, oldest first. What follows an accepted one is accepted, too.
+    pub(crate) fn last<U>(
+        &self,
+        most: usize,
+        newer: impl Fn(&T) -> bool,
+        mut take: impl FnMut(&T, String) -> U,
+    ) -> Vec<U> {
+        let known = self.slots.partition_point(|(about, _)| !newer(about));
+        let first = known.max(self.slots.len().saturating_sub(most));
+        let mut at: usize = self.slots.range(..first).map(|(_, length)| length).sum();
+        let text = |(about, length): &(T, usize)| {
+            let bytes = self.texts.range(at..at + length).copied().collect();
+            at += length;
+            take(about, String::from_utf8(bytes).expect("whole texts went in"))
+        };
+        self.slots.range(first..).map(text).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(ring: &TextRing<u32>, most: usize, after: u32) -> Vec<(u32, String)> {
+        ring.last(most, |number| *number > after, |number, text| (*number, text))
+    }
+
+    #[test]
+    fn the_latest_are_kept_whole_and_in_order() {
+        let mut ring = TextRing::new(3, 1000);
+        let gone: usize = (1..=10).map(|number| ring.push(number, &format!("é{number}"))).sum();
+        assert_eq!(gone, 7);
+        let kept = [(8, "é8".to_owned()), (9, "é9".to_owned()), (10, "é10".to_owned())];
+        assert_eq!(texts(&ring, 100, 0), kept);
+        assert_eq!(texts(&ring, 2, 0), kept[1..]);
+        assert_eq!(texts(&ring, 100, 9), kept[2..]);
+        assert_eq!(texts(&ring, 100, 10), []);
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_a_long_text_is_cut_between_characters() {
+        let mut ring = TextRing::new(100, 9);
+        ring.push(1, "abcd");
+        ring.push(2, "efgh");
+        assert_eq!(ring.push(3, "ijkl"), 1);
+        assert_eq!(texts(&ring, 100, 0), [(2, "efgh".to_owned()), (3, "ijkl".to_owned())]);
+        assert_eq!(ring.push(4, &"é".repeat(9)), 2);
+        assert_eq!(texts(&ring, 100, 0), [(4, "é".repeat(4))]);
+    }
+}
