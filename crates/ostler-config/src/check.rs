@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ostler_domain::ports::{InvalidPortRange, PortRange, PortWish, is_port_name};
+
 use crate::diagnostic::{Diagnostic, Findings, nearest};
 use crate::keys::{self, Choice, Groups, Key, Kind};
 use crate::node::{Entry, Node, Value};
@@ -23,11 +25,15 @@ pub(crate) enum Typed {
     Map(Vec<(String, String, Place)>),
     Bool(bool),
     Count(u64),
+    /// A fraction, or any other number with a point.
     Fraction(f64),
+    Integer(i64),
     Duration(Duration),
     Size(u64),
     Address(SocketAddr),
     Choice(&'static str),
+    PortRange(PortRange),
+    Ports(Vec<(String, PortWish, Place)>),
 }
 
 impl Typed {
@@ -36,6 +42,9 @@ impl Typed {
         match (self, other) {
             (Self::List(a), Self::List(b)) => a.iter().map(|i| &i.0).eq(b.iter().map(|i| &i.0)),
             (Self::Map(a), Self::Map(b)) => a.iter().map(|i| (&i.0, &i.1)).eq(b.iter().map(|i| (&i.0, &i.1))),
+            (Self::Ports(a), Self::Ports(b)) => {
+                a.iter().map(|i| (&i.0, i.1)).eq(b.iter().map(|i| (&i.0, i.1)))
+            }
             _ => self == other,
         }
     }
@@ -154,8 +163,20 @@ impl Checker<'_> {
             (Kind::TextMap, Value::Map(entries)) => self.map(&name, entries),
             (Kind::Bool, Value::Bool(flag)) => Some(Typed::Bool(*flag)),
             (Kind::Count { min, max }, Value::Int(number)) => self.count(&name, node, *number, *min..=*max),
-            (Kind::Fraction, Value::Float(number)) => self.fraction(&name, node, *number),
-            (Kind::Fraction, Value::Int(number)) => self.fraction(&name, node, *number as f64),
+            (Kind::Fraction, Value::Float(number)) => self.number(&name, node, *number, 0.0..=1.0),
+            (Kind::Fraction, Value::Int(number)) => self.number(&name, node, *number as f64, 0.0..=1.0),
+            (Kind::Number { min, max }, Value::Float(number)) => {
+                self.number(&name, node, *number, *min..=*max)
+            }
+            (Kind::Number { min, max }, Value::Int(number)) => {
+                self.number(&name, node, *number as f64, *min..=*max)
+            }
+            (Kind::Integer { min, max }, Value::Int(number)) if (*min..=*max).contains(number) => {
+                Some(Typed::Integer(*number))
+            }
+            (Kind::Integer { .. }, Value::Int(_)) => self.out_of_range(&name, node, &key.kind),
+            (Kind::PortRange, Value::Text(text)) => self.port_range(&name, node, text),
+            (Kind::Ports, Value::Map(entries)) => self.ports(&name, entries),
             (Kind::Duration { zero }, Value::Text(text)) => self.duration(key, node, text, *zero),
             (Kind::Size { min, max }, Value::Text(text)) => self.size(key, node, text, *min..=*max),
             (Kind::Duration { .. } | Kind::Size { .. }, Value::Int(_) | Value::Float(_)) => {
@@ -223,13 +244,67 @@ impl Checker<'_> {
         }
     }
 
-    fn fraction(&mut self, name: &str, node: &Node, number: f64) -> Option<Typed> {
-        if (0.0..=1.0).contains(&number) {
+    fn number(
+        &mut self,
+        name: &str,
+        node: &Node,
+        number: f64,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Option<Typed> {
+        if range.contains(&number) {
             return Some(Typed::Fraction(number));
         }
+        self.out_of_range(name, node, &Kind::Number { min: *range.start(), max: *range.end() })
+    }
+
+    fn out_of_range(&mut self, name: &str, node: &Node, kind: &Kind) -> Option<Typed> {
         let error = Diagnostic::at(self.place(node), format!("{name} is out of range"));
-        self.out.error(error.expected("a number from 0.0 to 1.0"));
+        self.out.error(error.expected(expected(kind)));
         None
+    }
+
+    fn port_range(&mut self, name: &str, node: &Node, text: &str) -> Option<Typed> {
+        match text.parse::<PortRange>() {
+            Ok(range) => Some(Typed::PortRange(range)),
+            Err(InvalidPortRange(_)) => {
+                let error = Diagnostic::at(self.place(node), format!("{name} is not a range of ports"));
+                self.out.error(error.expected(expected(&Kind::PortRange)));
+                None
+            }
+        }
+    }
+
+    fn ports(&mut self, name: &str, entries: &[Entry]) -> Option<Typed> {
+        self.duplicates(entries, name);
+        let mut ports = Vec::new();
+        for entry in entries {
+            if self.out.full() {
+                return None;
+            }
+            let key_place = Place::new(self.source, entry.key_range.clone());
+            if !is_port_name(&entry.key) {
+                let message = format!("`{}` cannot be the name of a port", entry.key.escape_debug());
+                let error = Diagnostic::at(key_place, message);
+                self.out.error(error.expected("1 to 32 of a-z 0-9 _ with a letter first"));
+                continue;
+            }
+            let wish = match &entry.node.value {
+                Value::Text(word) if word == "auto" => Some(PortWish::Auto),
+                Value::Int(number) => {
+                    u16::try_from(*number).ok().filter(|port| *port != 0).map(PortWish::Fixed)
+                }
+                _ => None,
+            };
+            match wish {
+                Some(wish) => ports.push((entry.key.clone(), wish, self.place(&entry.node))),
+                None => {
+                    let message = format!("`{}` in {name} is not a port", entry.key);
+                    let error = Diagnostic::at(self.place(&entry.node), message);
+                    self.out.error(error.expected("`\"auto\"` or a number from 1 to 65535"));
+                }
+            }
+        }
+        Some(Typed::Ports(ports))
     }
 
     fn duration(&mut self, key: &Key, node: &Node, text: &str, zero: bool) -> Option<Typed> {
@@ -347,6 +422,10 @@ pub(crate) fn expected(kind: &Kind) -> String {
         Kind::Bool => "`true` or `false`".into(),
         Kind::Count { min, max } => format!("a number from {min} to {max}"),
         Kind::Fraction => "a number from 0.0 to 1.0".into(),
+        Kind::Number { min, max } => format!("a number from {min:?} to {max:?}"),
+        Kind::Integer { min, max } => format!("a number from {min} to {max}"),
+        Kind::PortRange => r#"the first and the last port, such as `"8001-9000"`"#.into(),
+        Kind::Ports => r#"a table of ports such as `{ viewer = "auto" }`"#.into(),
         Kind::Duration { .. } => "a duration such as `\"10s\"`, `\"500ms\"` or `\"5m\"`".into(),
         Kind::Size { .. } => "a size such as `\"64MiB\"` or `\"500KB\"`".into(),
         Kind::Address => "an IP address and port such as `\"127.0.0.1:7320\"`".into(),

@@ -9,6 +9,7 @@ use ostler_domain::ServerSpec;
 use crate::check::Checked;
 use crate::diagnostic::{ConfigWarning, Diagnostic, Findings};
 use crate::keys;
+use crate::sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};
 use crate::values::{Values, defaults};
 
 /// A configuration, complete: every key with its value or its default.
@@ -20,6 +21,16 @@ pub struct Config {
     pub limits: Limits,
     /// Clients' conversations.
     pub sessions: Sessions,
+    /// Where servers' ports come from.
+    pub ports: Ports,
+    /// What is measured of processes.
+    pub metrics: Metrics,
+    /// Who is told when something needs a person.
+    pub alerts: Alerts,
+    /// The account of processes and ports.
+    pub registry: Registry,
+    /// Taking in a changed configuration.
+    pub reload: Reload,
     /// The servers that are enabled, in the order of the files and of each file.
     pub servers: Vec<ServerSpec>,
     /// The files this was read from.
@@ -61,26 +72,6 @@ pub struct Gateway {
     pub keepalive: Duration,
     /// Connections open at once.
     pub max_connections: usize,
-}
-
-/// `[limits]`: bounds of the whole daemon.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Sessions at once.
-    pub sessions: usize,
-    /// Calls of one session in flight at once.
-    pub session_calls: usize,
-    /// Calls of one instance in flight or waiting at once.
-    pub instance_calls: usize,
-    /// Instances of all servers at once.
-    pub processes: usize,
-}
-
-/// `[sessions]`: clients' conversations.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Sessions {
-    /// A session without a call, a stream or a message for this long is ended.
-    pub idle: Duration,
 }
 
 impl Gateway {
@@ -139,43 +130,9 @@ impl Gateway {
     }
 }
 
-impl Limits {
-    pub(crate) fn build(checked: &Checked) -> Self {
-        let base = defaults(keys::LIMITS);
-        let values = Values { layers: &[checked, &base] };
-        Self {
-            sessions: values.count("sessions"),
-            session_calls: values.count("session_calls"),
-            instance_calls: values.count("instance_calls"),
-            processes: values.count("processes"),
-        }
-    }
-}
-
-impl Sessions {
-    pub(crate) fn build(checked: &Checked) -> Self {
-        let base = defaults(keys::SESSIONS);
-        Self { idle: Values { layers: &[checked, &base] }.duration("idle") }
-    }
-}
-
 impl Default for Gateway {
     /// The documented defaults.
     fn default() -> Self {
         Self::build(&Checked::new(), &mut Findings::default())
-    }
-}
-
-impl Default for Limits {
-    /// The documented defaults.
-    fn default() -> Self {
-        Self::build(&Checked::new())
-    }
-}
-
-impl Default for Sessions {
-    /// The documented defaults.
-    fn default() -> Self {
-        Self::build(&Checked::new())
     }
 }

@@ -228,10 +228,13 @@ impl Findings {
     }
 }
 
-/// The candidate a misspelt name most likely meant, if one is close: at most a third of it is different.
+/// The candidate a misspelt name most likely meant, if one is close: at most a third of it is different, or one
+/// letter of a short one.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_lowercase().replace('-', "_");
-    let allowed = (name.chars().count() / 3).max(1);
+    let length = name.chars().count();
+    // A name of one letter is one step from every other such name, which says nothing.
+    let allowed = (length / 3).max(1).min(length.saturating_sub(1));
     candidates
         .into_iter()
         .map(|c| (strsim::damerau_levenshtein(&lower, &c.to_lowercase().replace('-', "_")), c))

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `keys` is the one table of keys: checks, environment variables, the JSON schema and the reference in the
-//! documentation come from it. To add a key, add it there and read it in `config` or `server`.
+//! documentation come from it. To add a key, add it there and read it in `config`, `sections`, `server` or `health`.
 //!
 //! Nothing here starts anything, and nothing but [`load`] touches the file system, apart from looking whether
 //! a working directory exists.
@@ -17,22 +17,26 @@ mod config;
 mod diagnostic;
 mod expand;
 mod foreign;
+mod health;
 mod json;
 mod keys;
 mod load;
 mod node;
+mod order;
 mod overrides;
 mod schema;
+mod sections;
 mod server;
 mod source;
 mod toml;
 mod units;
 mod values;
 
-pub use config::{Config, Gateway, Limits, Sessions};
+pub use config::{Config, Gateway};
 pub use diagnostic::{
     ConfigError, ConfigErrors, ConfigWarning, Diagnostic, MAX_FOUND, MAX_RENDERED, Severity,
 };
 pub use load::{load, load_str, load_with};
 pub use schema::json_schema;
+pub use sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};
 pub use source::{Format, MAX_FILE_BYTES};

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use ostler_domain::{ServerName, ServerSpec};
 
 use crate::check::{Checked, Checker, FILE};
-use crate::config::{Config, Gateway, Limits, Sessions};
+use crate::config::{Config, Gateway};
 use crate::diagnostic::{ConfigErrors, Diagnostic, Findings, MAX_FOUND};
 use crate::expand::{Env, Style};
+use crate::keys::Groups;
 use crate::node::{Entry, Node};
 use crate::overrides::{self, Known};
+use crate::sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};
 use crate::server::{self, RESERVED_NAME, RawServer};
 use crate::source::{Format, MAX_FILE_BYTES, Place, Source};
 use crate::values::defaults;
-use crate::{foreign, json, keys, toml};
+use crate::{foreign, json, keys, order, toml};
 
 /// Reads configuration files and returns the desired state they describe together.
 ///
@@ -98,22 +100,30 @@ fn in_reading_order(found: &mut [Diagnostic], sources: &[PathBuf]) {
 struct Loader<'a> {
     env: Env<'a>,
     out: Findings,
-    gateway: Checked,
-    limits: Checked,
-    sessions: Checked,
-    defaults: Checked,
+    /// What each of [`SECTIONS`] says.
+    sections: BTreeMap<&'static str, Checked>,
     servers: Vec<RawServer>,
 }
+
+/// The tables that are not servers', with their keys.
+const SECTIONS: &[(&str, Groups)] = &[
+    ("gateway", keys::GATEWAY),
+    ("limits", keys::LIMITS),
+    ("sessions", keys::SESSIONS),
+    ("defaults", keys::DEFAULTS),
+    ("ports", keys::PORTS),
+    ("metrics", keys::METRICS),
+    ("alerts", keys::ALERTS),
+    ("registry", keys::REGISTRY),
+    ("reload", keys::RELOAD),
+];
 
 impl<'a> Loader<'a> {
     fn new(env: Env<'a>) -> Self {
         Self {
             env,
             out: Findings::default(),
-            gateway: Checked::new(),
-            limits: Checked::new(),
-            sessions: Checked::new(),
-            defaults: Checked::new(),
+            sections: SECTIONS.iter().map(|(name, _)| (*name, Checked::new())).collect(),
             servers: Vec::new(),
         }
     }
@@ -147,11 +157,8 @@ impl<'a> Loader<'a> {
             let Some((section, key)) = path.split_once('.') else {
                 continue;
             };
-            let into = match section {
-                "gateway" => &mut self.gateway,
-                "limits" => &mut self.limits,
-                "sessions" => &mut self.sessions,
-                _ => &mut self.defaults,
+            let Some(into) = self.sections.get_mut(section) else {
+                continue;
             };
             match into.get(key) {
                 Some(first) if !first.value.same(&found.value) => {
@@ -215,17 +222,24 @@ impl<'a> Loader<'a> {
     fn finish(mut self, sources: Vec<PathBuf>, names: &[String]) -> Result<Config, ConfigErrors> {
         let (env, out) = (self.env, &mut self.out);
         let mut known = Known::default();
-        overrides::section("GATEWAY", keys::GATEWAY, env, &mut self.gateway, &mut known, out);
-        overrides::section("LIMITS", keys::LIMITS, env, &mut self.limits, &mut known, out);
-        overrides::section("SESSIONS", keys::SESSIONS, env, &mut self.sessions, &mut known, out);
-        overrides::section("DEFAULTS", keys::DEFAULTS, env, &mut self.defaults, &mut known, out);
+        for (name, groups) in SECTIONS {
+            let said = self.sections.entry(name).or_default();
+            overrides::section(&name.to_uppercase(), groups, env, said, &mut known, out);
+        }
         overrides::servers(&mut self.servers, env, &mut known, out);
         overrides::unknown(names, &known, out);
 
-        let gateway = Gateway::build(&self.gateway, out);
-        let limits = Limits::build(&self.limits);
-        let sessions = Sessions::build(&self.sessions);
-        let servers = self.build_servers();
+        let sections = std::mem::take(&mut self.sections);
+        let said = |name: &str| &sections[name];
+        let gateway = Gateway::build(said("gateway"), out);
+        let limits = Limits::build(said("limits"), out);
+        let sessions = Sessions::build(said("sessions"));
+        let ports = Ports::build(said("ports"), out);
+        let metrics = Metrics::build(said("metrics"));
+        let alerts = Alerts::build(said("alerts"), out);
+        let registry = Registry::build(said("registry"));
+        let reload = Reload::build(said("reload"));
+        let servers = self.build_servers(said("defaults"));
         if self.out.full() {
             let message = format!("more than {MAX_FOUND} problems; the rest was not looked at");
             self.out.errors.push(Diagnostic::of_file("configuration".into(), message));
@@ -234,19 +248,31 @@ impl<'a> Loader<'a> {
         in_reading_order(&mut errors, &sources);
         in_reading_order(&mut warnings, &sources);
         if errors.is_empty() {
-            Ok(Config { gateway, limits, sessions, servers, sources, warnings })
+            Ok(Config {
+                gateway,
+                limits,
+                sessions,
+                ports,
+                metrics,
+                alerts,
+                registry,
+                reload,
+                servers,
+                sources,
+                warnings,
+            })
         } else {
             Err(ConfigErrors { errors, warnings })
         }
     }
 
     /// The enabled servers. One that several files give is taken once if it is the same in all of them.
-    fn build_servers(&mut self) -> Vec<ServerSpec> {
+    fn build_servers(&mut self, said: &Checked) -> Vec<ServerSpec> {
         let base = defaults(keys::SERVER);
         let mut specs: Vec<ServerSpec> = Vec::new();
         let mut first: BTreeMap<ServerName, (usize, Place)> = BTreeMap::new();
         for raw in self.servers.iter().filter(|raw| server::enabled(raw, &base)) {
-            let Some(spec) = server::build(raw, &self.defaults, &base, self.env, &mut self.out) else {
+            let Some(spec) = server::build(raw, said, &base, self.env, &mut self.out) else {
                 continue;
             };
             match first.get(&raw.name) {
@@ -263,6 +289,7 @@ impl<'a> Loader<'a> {
                 }
             }
         }
+        order::check(&self.servers, said, &base, &mut self.out);
         specs
     }
 }

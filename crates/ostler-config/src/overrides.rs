@@ -130,9 +130,9 @@ fn node(kind: &Kind, text: &str) -> Result<Node, (std::ops::Range<usize>, String
     let plain = || Value::Text(text.to_owned());
     let value = match kind {
         Kind::Bool => text.parse().map_or_else(|_| plain(), Value::Bool),
-        Kind::Count { .. } => text.parse().map_or_else(|_| plain(), Value::Int),
-        Kind::Fraction => text.parse().map_or_else(|_| plain(), Value::Float),
-        Kind::TextMap => return toml::parse_value(text),
+        Kind::Count { .. } | Kind::Integer { .. } => text.parse().map_or_else(|_| plain(), Value::Int),
+        Kind::Fraction | Kind::Number { .. } => text.parse().map_or_else(|_| plain(), Value::Float),
+        Kind::TextMap | Kind::Ports => return toml::parse_value(text),
         Kind::TextList if text.trim_start().starts_with('[') => return toml::parse_value(text),
         Kind::TextList => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

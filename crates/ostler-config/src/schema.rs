@@ -25,7 +25,8 @@ fn table(groups: Groups, doc: &str) -> Value {
         "properties": properties,
         "additionalProperties": false,
     });
-    if keys::find(groups, "command").is_some() {
+    // Of the tables with a `command`, a server's is the one where it is a single program.
+    if keys::find(groups, "command").is_some_and(|k| matches!(k.kind, Kind::Text)) {
         schema["required"] = json!(["command"]);
     }
     schema
@@ -44,6 +45,16 @@ fn property(key: &Key) -> Value {
         Kind::TextMap => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         Kind::Bool => json!({ "type": "boolean" }),
         Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Kind::Number { min, max } => json!({ "type": "number", "minimum": min, "maximum": max }),
+        Kind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Kind::PortRange => json!({ "type": "string", "pattern": r"^\s*[0-9]+\s*-\s*[0-9]+\s*$" }),
+        Kind::Ports => json!({
+            "type": "object",
+            "propertyNames": { "pattern": "^[a-z][a-z0-9_]{0,31}$" },
+            "additionalProperties": {
+                "anyOf": [{ "const": "auto" }, { "type": "integer", "minimum": 1, "maximum": 65535 }],
+            },
+        }),
         Kind::Fraction => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
         Kind::Duration { .. } => json!({
             "type": "string",

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ostler_domain::ports::port_refs;
 use ostler_domain::{
-    Concurrency, Deadlines, Launch, Restart, RestartPolicy, Scope, ServerName, ServerSpec, StartMode,
+    Concurrency, Deadlines, Launch, ResourceLimits, Restart, RestartPolicy, Scope, ServerName, ServerSpec,
+    StartMode, Transport,
 };
 
 use crate::check::{Checked, is_variable, not_a_variable};
-use crate::diagnostic::{Diagnostic, Findings};
+use crate::diagnostic::{Diagnostic, Findings, nearest};
 use crate::expand::{Env, Style, Trouble, Variables, expand};
+use crate::health;
 use crate::source::Place;
 use crate::values::Values;
 
@@ -38,7 +41,7 @@ pub(crate) struct RawServer {
 }
 
 /// Why a server was not built.
-enum Stop {
+pub(crate) enum Stop {
     /// Something is wrong with it, which is noted.
     Wrong,
     /// It needs what only its client knows, which is noted as a warning.
@@ -63,7 +66,9 @@ pub(crate) fn build(
     let mut builder = Builder { raw, values, variables, out };
     let launch = builder.launch();
     let restart = builder.restart();
-    let (Ok(launch), Some(restart)) = (launch, restart) else {
+    let type_name = builder.type_name();
+    let health = health::build(&mut builder, launch.as_ref().ok().and_then(|l| l.cwd.as_deref()));
+    let (Ok(launch), Some(restart), Ok(type_name), Ok(health)) = (launch, restart, type_name, health) else {
         return None;
     };
     let values = builder.values;
@@ -79,7 +84,14 @@ pub(crate) fn build(
     };
     Some(ServerSpec {
         name: raw.name.clone(),
+        type_name,
         launch,
+        transport: transport(values.word("transport")),
+        depends_on: names(values.list("depends_on")),
+        wants: names(values.list("wants")),
+        ports: values.ports("ports").iter().map(|(name, wish, _)| (name.clone(), *wish)).collect(),
+        health,
+        limits: resources(&values),
         scope: scope(values.word("scope")),
         start: start(values.word("start")),
         required: values.flag("required"),
@@ -90,7 +102,40 @@ pub(crate) fn build(
         call_max: values.duration("timeouts.call_max"),
         idle: values.duration("idle"),
         log_lines: values.count("log_lines"),
+        log_files: values.count("log_files") as u32,
+        log_file_bytes: values.count("log_file_bytes") as u64,
     })
+}
+
+/// Names of servers; `order` has refused what is none. A name given twice counts once.
+fn names(items: &[(String, Place)]) -> Vec<ServerName> {
+    let mut found: Vec<ServerName> = Vec::new();
+    for name in items.iter().filter_map(|(name, _)| name.parse().ok()) {
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+fn resources(values: &Values<'_>) -> ResourceLimits {
+    let small = |path| values.optional_count(path).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    ResourceLimits {
+        memory: values.optional_count("limits.memory"),
+        memory_warning: values.count("limits.memory_warning") as u64,
+        cpu: values.optional_number("limits.cpu"),
+        pids: small("limits.pids"),
+        open_files: small("limits.open_files"),
+        nice: values.optional_integer("limits.nice").and_then(|n| i8::try_from(n).ok()),
+    }
+}
+
+pub(crate) fn transport(word: &str) -> Transport {
+    match word {
+        "socket" => Transport::Socket,
+        "none" => Transport::None,
+        _ => Transport::Stdio,
+    }
 }
 
 fn scope(word: &str) -> Scope {
@@ -122,11 +167,11 @@ fn policy(word: &str) -> RestartPolicy {
     }
 }
 
-struct Builder<'a> {
-    raw: &'a RawServer,
-    values: Values<'a>,
+pub(crate) struct Builder<'a> {
+    pub(crate) raw: &'a RawServer,
+    pub(crate) values: Values<'a>,
     variables: Variables<'a>,
-    out: &'a mut Findings,
+    pub(crate) out: &'a mut Findings,
 }
 
 impl Builder<'_> {
@@ -184,14 +229,16 @@ impl Builder<'_> {
 
     fn args(&mut self) -> Result<Vec<String>, Stop> {
         let items = self.values.list("args").to_vec();
-        let args: Vec<_> = items.iter().map(|(text, place)| self.expand(text, place)).collect();
+        let args: Vec<_> = items.iter().map(|(text, place)| self.expand_ports(text, place)).collect();
         args.into_iter().collect()
     }
 
     fn env(&mut self) -> Result<BTreeMap<String, String>, Stop> {
         let entries = self.values.map("env").to_vec();
-        let pairs: Vec<_> =
-            entries.iter().map(|(name, text, place)| Ok((name.clone(), self.expand(text, place)?))).collect();
+        let pairs: Vec<_> = entries
+            .iter()
+            .map(|(name, text, place)| Ok((name.clone(), self.expand_ports(text, place)?)))
+            .collect();
         pairs.into_iter().collect()
     }
 
@@ -223,6 +270,18 @@ impl Builder<'_> {
         Ok(Some(cwd))
     }
 
+    fn type_name(&mut self) -> Result<String, Stop> {
+        let Some((text, place)) = self.values.text("type") else {
+            return Ok(self.raw.name.to_string());
+        };
+        if text.parse::<ServerName>().is_ok() {
+            return Ok(text.to_owned());
+        }
+        let error = Diagnostic::at(place.clone(), format!("`{}` cannot be a type", text.escape_debug()));
+        self.out.error(error.expected("1 to 64 of A-Z a-z 0-9 _ - . with a letter, digit or _ first"));
+        Err(Stop::Wrong)
+    }
+
     fn restart(&mut self) -> Option<Restart> {
         let values = &self.values;
         let restart = Restart {
@@ -247,7 +306,7 @@ impl Builder<'_> {
     }
 
     /// Replaces a value's variables, and refuses what the operating system could not be given.
-    fn expand(&mut self, text: &str, place: &Place) -> Result<String, Stop> {
+    pub(crate) fn expand(&mut self, text: &str, place: &Place) -> Result<String, Stop> {
         let found = match expand(text, &self.variables) {
             Ok(found) => found,
             Err((range, trouble)) => return Err(self.trouble(place.within(text, range), trouble)),
@@ -263,6 +322,29 @@ impl Builder<'_> {
             return Err(Stop::Wrong);
         }
         Ok(found.text)
+    }
+
+    /// As [`Builder::expand`], for a value in which `{port.NAME}` stands for a port. It is left there, as which
+    /// number it means is known only when a process is started.
+    pub(crate) fn expand_ports(&mut self, text: &str, place: &Place) -> Result<String, Stop> {
+        let expanded = self.expand(text, place)?;
+        let known = self.values.ports("ports");
+        if self.raw.style == Style::Foreign && known.is_empty() {
+            return Ok(expanded);
+        }
+        for (range, name) in port_refs(&expanded) {
+            if known.iter().any(|(port, _, _)| port == name) {
+                continue;
+            }
+            let at = if expanded == text { place.within(text, range) } else { place.clone() };
+            let error = Diagnostic::at(at, format!("server `{}` has no port `{name}`", self.raw.name));
+            self.out.error(match nearest(name, known.iter().map(|(port, _, _)| port.as_str())) {
+                None => error.help(format!("give it one: `ports = {{ {name} = \"auto\" }}`")),
+                near => error.nearest(near),
+            });
+            return Err(Stop::Wrong);
+        }
+        Ok(expanded)
     }
 
     fn trouble(&mut self, place: Place, trouble: Trouble) -> Stop {
@@ -299,12 +381,12 @@ impl Builder<'_> {
 }
 
 /// A path without `.` parts. `..` stays, as what it means depends on links.
-fn clean(path: &Path) -> PathBuf {
+pub(crate) fn clean(path: &Path) -> PathBuf {
     path.components().collect()
 }
 
 /// A duration with its unit, in whole milliseconds or seconds.
-fn show(duration: Duration) -> String {
+pub(crate) fn show(duration: Duration) -> String {
     match duration.as_millis() {
         millis if millis % 1000 == 0 => format!("{}s", millis / 1000),
         millis => format!("{millis}ms"),

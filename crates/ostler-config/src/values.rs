@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ostler_domain::ports::{PortRange, PortWish};
+
 use crate::check::{Checked, Checker, Found, Typed};
 use crate::diagnostic::Findings;
 use crate::keys::{self, Groups};
@@ -90,6 +92,50 @@ impl Values<'_> {
             Typed::Address(address) => address,
             ref other => unreachable!("`{path}` is an address, not {other:?}"),
         }
+    }
+
+    pub(crate) fn port_range(&self, path: &str) -> PortRange {
+        self.optional_range(path).unwrap_or_else(|| unreachable!("`{path}` is a range of ports"))
+    }
+
+    pub(crate) fn optional_range(&self, path: &str) -> Option<PortRange> {
+        match self.get(path)?.value {
+            Typed::PortRange(range) => Some(range),
+            ref other => unreachable!("`{path}` is a range of ports, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn ports(&self, path: &str) -> &[(String, PortWish, Place)] {
+        match &self.found(path).value {
+            Typed::Ports(ports) => ports,
+            other => unreachable!("`{path}` is a table of ports, not {other:?}"),
+        }
+    }
+
+    /// A count, or a size in bytes, that may be absent.
+    pub(crate) fn optional_count(&self, path: &str) -> Option<u64> {
+        match self.get(path)?.value {
+            Typed::Count(number) | Typed::Size(number) => Some(number),
+            ref other => unreachable!("`{path}` is a number, not {other:?}"),
+        }
+    }
+
+    /// A number with a point that may be absent.
+    pub(crate) fn optional_number(&self, path: &str) -> Option<f64> {
+        self.get(path).map(|_| self.fraction(path))
+    }
+
+    /// A whole number that may be absent, or negative.
+    pub(crate) fn optional_integer(&self, path: &str) -> Option<i64> {
+        match self.get(path)?.value {
+            Typed::Integer(number) => Some(number),
+            ref other => unreachable!("`{path}` is a whole number, not {other:?}"),
+        }
+    }
+
+    /// A word of a choice that may be absent.
+    pub(crate) fn optional_word(&self, path: &str) -> Option<&'static str> {
+        self.get(path).map(|_| self.word(path))
     }
 
     pub(crate) fn word(&self, path: &str) -> &'static str {

@@ -3,8 +3,10 @@
 //! file, a clock, a process or a random number, so every decision can be tested by calling it.
 
 pub mod event;
+pub mod graph;
 pub mod ids;
 pub mod instance;
+pub mod ports;
 pub mod server;
 pub mod text;
 
@@ -13,6 +15,8 @@ pub use ids::{Generation, InstanceId, InvalidServerName, ServerName};
 pub use instance::{
     AfterStop, Cause, Effect, Event, Exit, Instance, Now, Policy, StartPhase, State, StopStep, TimerKind,
 };
+pub use ports::{PortRange, PortWish};
 pub use server::{
-    Concurrency, Deadlines, Era, Launch, Restart, RestartPolicy, Scope, ServerSpec, StartMode, Traits,
+    Concurrency, Deadlines, Era, HealthSpec, Heartbeat, Launch, Probe, ResourceLimits, Restart,
+    RestartPolicy, Scope, ServerSpec, StartMode, Traits, Transport,
 };

@@ -1,10 +1,17 @@
 //! A server as the configuration describes it, after defaults: how to start it and how it may be used.
 
+mod health;
+mod resources;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use health::{HealthSpec, Heartbeat, Probe};
+pub use resources::{MEMORY_WARNING, ResourceLimits};
+
 use crate::ids::ServerName;
+use crate::ports::PortWish;
 
 /// Who shares an instance of a server.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -83,6 +90,34 @@ pub enum StartMode {
     Eager,
     /// When the first client needs it.
     OnDemand,
+}
+
+/// How clients reach what a server offers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Transport {
+    /// Ostler speaks MCP with it over its standard input and output (the default).
+    #[default]
+    Stdio,
+    /// It listens by itself: its address is handed to the client, and Ostler carries none of its traffic.
+    Socket,
+    /// A plain process: it offers clients nothing.
+    None,
+}
+
+impl Transport {
+    /// The word used in configuration and listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdio => "stdio",
+            Self::Socket => "socket",
+            Self::None => "none",
+        }
+    }
+
+    /// Whether Ostler speaks MCP with it, so that it has a handshake and an endpoint.
+    pub fn is_mcp(self) -> bool {
+        self == Self::Stdio
+    }
 }
 
 /// Which exits are followed by a restart.
@@ -177,8 +212,22 @@ pub struct Launch {
 pub struct ServerSpec {
     /// Its name.
     pub name: ServerName,
+    /// What it is an example of: instances are counted by it (`limits.per_type`). Its name unless said.
+    pub type_name: String,
     /// How a process of it is started.
     pub launch: Launch,
+    /// How clients reach it.
+    pub transport: Transport,
+    /// Servers that are started before it and must be ready.
+    pub depends_on: Vec<ServerName>,
+    /// Servers that are started before it if they can be; without them it is degraded.
+    pub wants: Vec<ServerName>,
+    /// Its ports, by name. It finds them in its environment and where `{port.NAME}` stands.
+    pub ports: BTreeMap<String, PortWish>,
+    /// How it is asked whether it is well.
+    pub health: HealthSpec,
+    /// What one instance may use.
+    pub limits: ResourceLimits,
     /// Who shares an instance.
     pub scope: Scope,
     /// When it is started.
@@ -199,14 +248,25 @@ pub struct ServerSpec {
     pub idle: Duration,
     /// Lines kept per stream of the process.
     pub log_lines: usize,
+    /// Files the output is kept in, the one being written included; 0: none.
+    pub log_files: u32,
+    /// Size in bytes at which the next file is begun.
+    pub log_file_bytes: u64,
 }
 
 impl ServerSpec {
     /// A server with nothing said but its name and program: every default of the documentation.
     pub fn new(name: ServerName, command: impl Into<String>) -> Self {
         Self {
+            type_name: name.to_string(),
             name,
             launch: Launch { command: command.into(), ..Launch::default() },
+            transport: Transport::default(),
+            depends_on: Vec::new(),
+            wants: Vec::new(),
+            ports: BTreeMap::new(),
+            health: HealthSpec::default(),
+            limits: ResourceLimits::default(),
             scope: Scope::default(),
             start: StartMode::default(),
             required: false,
@@ -217,6 +277,8 @@ impl ServerSpec {
             call_max: Duration::from_secs(3600),
             idle: Duration::from_secs(300),
             log_lines: 1000,
+            log_files: 0,
+            log_file_bytes: 10 << 20,
         }
     }
 }

@@ -32,14 +32,131 @@ restart = { polcy = "never" }
 #[test]
 fn keys_of_later_releases() {
     insta::assert_snapshot!(refused(
-        r#"[ports]
-range = "8001-9000"
-[limits]
-per_type = 3
-[servers.a]
+        r#"[servers.a]
 command = "a"
 pool = { spare = 2 }
 transport = "http"
+url = "http://x"
+[defaults]
+sandbox = {}
+"#
+    ));
+}
+
+#[test]
+fn servers_that_wait_for_each_other() {
+    insta::assert_snapshot!(refused(
+        r#"[servers.web]
+command = "web"
+depends_on = ["queue"]
+[servers.queue]
+command = "queue"
+wants = ["auth"]
+[servers.auth]
+command = "auth"
+depends_on = [
+  "db",
+  "web",
+]
+[servers.db]
+command = "db"
+"#
+    ));
+}
+
+#[test]
+fn a_server_that_waits_for_itself() {
+    let errors = toml("[servers.a]\ncommand = 'a'\nwants = ['a']").unwrap_err().errors;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(errors[0].message, "servers wait for each other: a -> a");
+    assert_eq!((errors[0].line, errors[0].column), (3, 10));
+}
+
+#[test]
+fn servers_that_nobody_can_wait_for() {
+    insta::assert_snapshot!(refused(
+        r#"[defaults]
+scope = "session"
+[servers.a]
+command = "a"
+depends_on = ["databse", "c d", "off", "each"]
+[servers.database]
+command = "d"
+[servers.off]
+command = "o"
+enabled = false
+[servers.each]
+command = "e"
+"#
+    ));
+}
+
+#[test]
+fn a_dependency_on_a_server_that_is_wrong_itself_is_no_second_error() {
+    let text = "[servers.a]\ncommand = 'a'\ndepends_on = ['b']\n[servers.b]\ncommand = ''";
+    assert_eq!(toml(text).unwrap_err().errors.len(), 1);
+}
+
+#[test]
+fn ports_that_cannot_be() {
+    insta::assert_snapshot!(refused(
+        r#"[ports]
+range = "8001"
+expand = "9000-8000"
+[servers.a]
+command = "a"
+args = ["{port.vewer}", "${env:HOME}{port.x}"]
+env = { P = "{port.nothing-like-it}" }
+ports = { viewer = "auto", Web = 1, a = 0, b = "any", c = 70000, d = 5000 }
+health = { probe = "tcp", port = "viewr" }
+[servers.b]
+command = "b"
+ports = { e = 5000 }
+"#
+    ));
+}
+
+#[test]
+fn figures_that_do_not_go_together() {
+    insta::assert_snapshot!(refused(
+        r#"[limits]
+warning = 0.9
+[ports]
+expand = "8500-9500"
+[alerts]
+webhook = "example.org/hook"
+command = [""]
+[servers.a]
+command = "a"
+type = "a b"
+limits = { cpu = 0, nice = -21, pids = 0 }
+health = { interval = "2m", timeout = "2m" }
+"#
+    ));
+}
+
+#[test]
+fn probes_that_cannot_work() {
+    insta::assert_snapshot!(refused(
+        r#"[servers.a]
+command = "a"
+health.probe = "tcp"
+[servers.b]
+command = "b"
+health = { probe = "http", url = "https://x" }
+[servers.c]
+command = "c"
+health.probe = "exec"
+[servers.d]
+command = "d"
+transport = "none"
+health.probe = "mcp"
+[servers.e]
+command = "e"
+health = { probe = "tcp", address = "localhost" }
+[servers.f]
+command = "f"
+health.probe = "ping"
 "#
     ));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ostler_config::{Config, ConfigErrors, load_with};
-use ostler_domain::Scope;
+use ostler_domain::{PortWish, Probe, Scope};
 
 const FILE: &str = r#"
 [servers.git-hub]
@@ -43,6 +43,13 @@ fn variables_override_the_file() {
         ("OSTLER_SERVERS__GIT_HUB__ARGS", r#"["a,b", "c"]"#),
         ("OSTLER_SERVERS__GIT_HUB__ENV", r#"{ A = "1", "b.c" = "2" }"#),
         ("OSTLER_SERVERS__OTHER__SCOPE", "session"),
+        ("OSTLER_PORTS__RANGE", "1-2"),
+        ("OSTLER_LIMITS__PER_TYPE", "7"),
+        ("OSTLER_RELOAD__WATCH", "false"),
+        ("OSTLER_SERVERS__GIT_HUB__PORTS", "{ web = 'auto', x = 80 }"),
+        ("OSTLER_SERVERS__GIT_HUB__LIMITS__NICE", "-3"),
+        ("OSTLER_SERVERS__GIT_HUB__LIMITS__CPU", "0.5"),
+        ("OSTLER_SERVERS__GIT_HUB__HEALTH__PROBE", "none"),
         ("OSTLER_SERVERS__OTHER__RESTART__MAX", "1"),
     ])
     .unwrap_or_else(|e| panic!("{e}"));
@@ -56,6 +63,11 @@ fn variables_override_the_file() {
     assert_eq!((hub.restart.jitter, hub.restart.max, other.restart.max), (0.5, 5, 1));
     assert_eq!(hub.launch.args, ["a,b", "c"]);
     assert_eq!(hub.launch.env.len(), 2);
+    assert_eq!((config.ports.range.to_string(), config.limits.per_type), ("1-2".into(), 7));
+    assert!(!config.reload.watch);
+    assert_eq!((hub.ports["web"], hub.ports["x"]), (PortWish::Auto, PortWish::Fixed(80)));
+    assert_eq!((hub.limits.nice, hub.limits.cpu), (Some(-3), Some(0.5)));
+    assert_eq!((&hub.health.probe, &other.health.probe), (&Probe::None, &Probe::Mcp));
 }
 
 #[test]
@@ -95,7 +107,7 @@ fn wrong_values_point_into_the_variable() {
         ("OSTLER_GATEWAY__LISTEN", "localhost:80"),
         ("OSTLER_LIMITS__SESSIONS", "many"),
         ("OSTLER_SESSIONS__IDLE", "10"),
-        ("OSTLER_LIMITS__PER_TYPE", "3"),
+        ("OSTLER_SERVERS__OTHER__SANDBOX", "x"),
         ("OSTLER_SERVERS__OTHER__ARGS", "[1"),
         ("OSTLER_SERVERS__OTHER__ENV", "{ TOKEN = hidden }"),
     ])

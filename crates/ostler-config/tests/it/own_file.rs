@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ostler_config::{Config, Gateway, load};
-use ostler_domain::{Concurrency, RestartPolicy, Scope, ServerSpec, StartMode};
+use ostler_domain::{
+    Concurrency, HealthSpec, Heartbeat, PortRange, PortWish, Probe, ResourceLimits, RestartPolicy, Scope,
+    ServerSpec, StartMode, Transport,
+};
 
 use crate::{env, only, toml, warnings};
 
@@ -32,7 +35,22 @@ fn nothing_said_is_every_documented_default() {
     assert_eq!(config.limits.instance_calls, 1024);
     assert_eq!(config.limits.processes, 15);
     assert_eq!(config.sessions.idle, 600 * SECOND);
+    check_default_sections(&config);
     assert!(config.servers.is_empty() && config.warnings.is_empty());
+}
+
+fn check_default_sections(config: &Config) {
+    let limits = &config.limits;
+    assert_eq!((limits.per_type, limits.memory, limits.adhoc), (3, 4 << 30, 100));
+    assert_eq!((limits.warning, limits.critical, limits.emergency), (0.75, 0.9, false));
+    assert_eq!((limits.startup, limits.shutdown), (60 * SECOND, 30 * SECOND));
+    assert_eq!((limits.cleanups, limits.cleanup_time, limits.cleanup_tries), (5, 10 * SECOND, 3));
+    assert_eq!((config.ports.range.first(), config.ports.range.last()), (8001, 9000));
+    assert_eq!((config.ports.range, config.ports.expand), (PortRange::default(), None));
+    assert_eq!(config.metrics.interval, 5 * SECOND);
+    assert_eq!((&config.alerts.webhook, config.alerts.command.len()), (&None, 0));
+    assert_eq!((config.alerts.repeat, config.alerts.retries), (300 * SECOND, 3));
+    assert_eq!((config.registry.check, config.reload.watch), (30 * SECOND, true));
 }
 
 #[test]
@@ -64,9 +82,49 @@ sessions = 1
 session_calls = 2
 instance_calls = 3
 processes = 4
+per_type = 5
+memory = "1GiB"
+adhoc = 0
+warning = 0.5
+critical = 1
+emergency = true
+startup = "1s"
+shutdown = "2s"
+cleanups = 6
+cleanup_time = "3s"
+cleanup_tries = 7
 
 [sessions]
 idle = "1h30m"
+
+[ports]
+range = "10000-10009"
+expand = " 20000 - 20000 "
+
+[metrics]
+interval = "1s"
+
+[alerts]
+webhook = "https://example.org/hook"
+command = ["notify", "me"]
+repeat = "1m"
+retries = 0
+
+[registry]
+check = "10s"
+
+[reload]
+watch = false
+
+[servers.cache]
+command = "cache"
+transport = "none"
+
+[servers.db]
+command = "db"
+transport = "socket"
+health = { probe = "tcp", address = "127.0.0.1:{port.sql}" }
+ports = { sql = 5432 }
 
 [servers.github]
 command = "npx"
@@ -85,6 +143,22 @@ stop = { grace = "20s", drain = "0s" }
 timeouts = { spawn = "1s", handshake = "2s", call_idle = "3s", call_max = "4s" }
 idle = "10s"
 log_lines = 7
+log_files = 2
+log_file_bytes = "1MiB"
+type = "forge"
+depends_on = ["db", "db"]
+wants = ["cache"]
+ports = { web = "auto", admin = 9900 }
+limits = { memory = "1GiB", memory_warning = "800MiB", cpu = 1.5, pids = 64, open_files = 256, nice = -5 }
+
+[servers.github.health]
+probe = "http"
+interval = "1s"
+timeout = "2s"
+failures = 4
+successes = 5
+unhealthy_after = "6s"
+port = "web"
 "#;
 
 #[test]
@@ -105,11 +179,118 @@ fn every_key_is_read() {
     assert_eq!((limits.sessions, limits.session_calls), (1, 2));
     assert_eq!((limits.instance_calls, limits.processes), (3, 4));
     assert_eq!(config.sessions.idle, 5400 * SECOND);
+    check_sections(&config);
     check_server(&config);
+    check_lifecycle(&config);
+    assert_eq!(warnings(&config), ["only one session at a time can have `github`"]);
+}
+
+fn check_sections(config: &Config) {
+    let limits = &config.limits;
+    assert_eq!((limits.per_type, limits.memory, limits.adhoc), (5, 1 << 30, 0));
+    assert_eq!((limits.warning, limits.critical, limits.emergency), (0.5, 1.0, true));
+    assert_eq!((limits.startup, limits.shutdown), (SECOND, 2 * SECOND));
+    assert_eq!((limits.cleanups, limits.cleanup_time, limits.cleanup_tries), (6, 3 * SECOND, 7));
+    assert_eq!(config.ports.range, PortRange::new(10_000, 10_009).unwrap());
+    assert_eq!(config.ports.expand, PortRange::new(20_000, 20_000));
+    assert_eq!(config.metrics.interval, SECOND);
+    assert_eq!(config.alerts.webhook.as_deref(), Some("https://example.org/hook"));
+    assert_eq!(config.alerts.command, ["notify", "me"]);
+    assert_eq!((config.alerts.repeat, config.alerts.retries), (60 * SECOND, 0));
+    assert_eq!((config.registry.check, config.reload.watch), (10 * SECOND, false));
+}
+
+fn check_lifecycle(config: &Config) {
+    let [cache, db, github] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    assert_eq!((cache.transport, db.transport, github.transport), {
+        (Transport::None, Transport::Socket, Transport::Stdio)
+    });
+    assert_eq!((&cache.health.probe, cache.type_name.as_str()), (&Probe::None, "cache"));
+    assert_eq!(db.health.probe, Probe::Tcp { address: "127.0.0.1:{port.sql}".into() });
+    assert_eq!(github.type_name, "forge");
+    let names = |list: &[ostler_domain::ServerName]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!((names(&github.depends_on), names(&github.wants)), (vec!["db".into()], vec!["cache".into()]));
+    let ports: Vec<_> = github.ports.iter().map(|(name, wish)| (name.as_str(), *wish)).collect();
+    assert_eq!(ports, [("admin", PortWish::Fixed(9900)), ("web", PortWish::Auto)]);
+    let health = HealthSpec {
+        probe: Probe::Http { url: "http://127.0.0.1:{port.web}/".into() },
+        interval: SECOND,
+        timeout: 2 * SECOND,
+        failures: 4,
+        successes: 5,
+        unhealthy_after: 6 * SECOND,
+    };
+    assert_eq!(github.health, health);
+    let limits = ResourceLimits {
+        memory: Some(1 << 30),
+        memory_warning: 800 << 20,
+        cpu: Some(1.5),
+        pids: Some(64),
+        open_files: Some(256),
+        nice: Some(-5),
+    };
+    assert_eq!(github.limits, limits);
+    assert_eq!((github.log_files, github.log_file_bytes), (2, 1 << 20));
+}
+
+#[test]
+fn each_probe_takes_what_it_needs() {
+    let probe = |health: &str| {
+        let text =
+            format!("[servers.a]\ncommand='a'\ncwd='/'\nports={{ p = 'auto' }}\nhealth = {{ {health} }}");
+        only(toml(&text)).health.probe
+    };
+    assert_eq!(probe(""), Probe::Mcp);
+    assert_eq!(probe("probe='none'"), Probe::None);
+    assert_eq!(probe("probe='tcp', port='p'"), Probe::Tcp { address: "127.0.0.1:{port.p}".into() });
+    assert_eq!(probe("probe='tcp', address='[::1]:80'"), Probe::Tcp { address: "[::1]:80".into() });
+    let url = "http://localhost:{port.p}/${env:NONE:-up}";
+    let expected = Probe::Http { url: "http://localhost:{port.p}/up".into() };
+    assert_eq!(probe(&format!("probe='http', url='{url}'")), expected);
+    let expected = Probe::Exec { command: vec!["check".into(), "{port.p}".into()] };
+    assert_eq!(probe("probe='exec', command=['check', '{port.p}']"), expected);
+    assert_eq!(probe("probe='heartbeat'"), Probe::Heartbeat(Heartbeat::Line));
+    assert_eq!(probe("probe='heartbeat', file='run/beat'"), {
+        Probe::Heartbeat(Heartbeat::File("/run/beat".into()))
+    });
+}
+
+#[test]
+fn what_another_probe_would_need_is_warned_of_where_the_server_says_it() {
+    let text = "[defaults]\nhealth.command = ['x']\n[servers.a]\ncommand='a'\nhealth.url = 'http://x'";
+    assert_eq!(warnings(&toml(text).unwrap()), ["`url` is not used: the probe of `a` is `mcp`"]);
+}
+
+#[test]
+fn a_fixed_port_of_a_server_with_many_instances_is_warned_of() {
+    let text = "[servers.a]\ncommand='a'\nscope='session'\nports={ p = 80, q = 'auto' }";
+    assert_eq!(warnings(&toml(text).unwrap()), ["only one session at a time can have `a`"]);
+}
+
+#[test]
+fn ports_are_named_in_arguments_and_variables_and_stay_for_the_spawn() {
+    let spec = only(toml(
+        "[servers.a]\ncommand='a'\nargs=['--port={port.web}']\nenv={ U = 'x{port.web}${env:TOKEN}' }\nports={ web = 'auto' }",
+    ));
+    assert_eq!(spec.launch.args, ["--port={port.web}"]);
+    assert_eq!(spec.launch.env["U"], "x{port.web}s3cret");
+}
+
+#[test]
+fn servers_may_wait_for_those_that_stand_later_or_in_other_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let toml = dir.path().join("a.toml");
+    std::fs::write(&toml, "[servers.a]\ncommand='a'\ndepends_on=['c', 'b']\n[servers.b]\ncommand='b'")
+        .unwrap();
+    let json = dir.path().join("b.json");
+    std::fs::write(&json, r#"{"mcpServers": {"c": {"command": "c", "ostler": {"wants": ["b"]}}}}"#).unwrap();
+    let config = load(&[toml, json], &env).unwrap_or_else(|e| panic!("{e}"));
+    let waits: Vec<_> = config.servers.iter().map(|s| (s.depends_on.len(), s.wants.len())).collect();
+    assert_eq!(waits, [(2, 0), (0, 0), (0, 1)]);
 }
 
 fn check_server(config: &Config) {
-    let server = &config.servers[0];
+    let server = &config.servers[2];
     assert_eq!(server.launch.command, "npx");
     assert_eq!(server.launch.args, ["-y", "@modelcontextprotocol/server-github", "public"]);
     assert_eq!(server.launch.env["GITHUB_TOKEN"], "s3cret");

@@ -16,6 +16,18 @@ args = ["-y", "ä${workspaceFolder}"]
 env = { A = "${env:NONE:-b}" }
 restart = { max = 5, backoff = { min = "1s", jitter = 0.2 } }
 stop.grace = "10s"
+[servers.db]
+command = "db"
+ports = { sql = "auto", web = 80 }
+args = ["{port.sql}"]
+depends_on = ["cache"]
+health = { probe = "tcp", port = "sql", unhealthy_after = "1m" }
+limits = { nice = -1, cpu = 0.5, memory = "1GiB" }
+[servers.cache]
+command = "cache"
+transport = "none"
+[ports]
+range = "8001-9000"
 "#;
 
 const JSON: &str = r#"{ // ä
