@@ -20,7 +20,7 @@ pub struct Limits {
     pub instance_calls: usize,
     /// Instances of all servers at once.
     pub processes: usize,
-    /// Instances of one type at once, whatever their scope.
+    /// Instances of one type at once; one that a session has for itself is not counted here.
     pub per_type: usize,
     /// Memory of all servers' processes together, in bytes.
     pub memory: u64,

@@ -73,7 +73,9 @@ pub(crate) fn build(
     };
     let values = builder.values;
     let grace = values.duration("stop.grace");
-    let stdin_grace = grace / STDIN_SHARE;
+    // A plain process has no input whose end could be a goodbye.
+    let stdin_grace =
+        if transport(values.word("transport")).is_mcp() { grace / STDIN_SHARE } else { Duration::ZERO };
     let deadlines = Deadlines {
         spawn: values.duration("timeouts.spawn"),
         handshake: values.duration("timeouts.handshake"),

@@ -255,6 +255,12 @@ pub struct ServerSpec {
 }
 
 impl ServerSpec {
+    /// Whether it is started with the daemon: it is meant to be, and its scope allows an instance that no client
+    /// has asked for yet.
+    pub fn is_eager(&self) -> bool {
+        self.start == StartMode::Eager && matches!(self.scope, Scope::Shared | Scope::Principal)
+    }
+
     /// A server with nothing said but its name and program: every default of the documentation.
     pub fn new(name: ServerName, command: impl Into<String>) -> Self {
         Self {

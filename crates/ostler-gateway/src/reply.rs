@@ -152,7 +152,7 @@ impl From<Unavailable> for Refusal {
                 retry_after: Some(next_try.as_secs() + 1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, rpc::INSTANCE_LOST, message)
             },
-            Unavailable::Down { .. } | Unavailable::Slow { .. } => Self {
+            Unavailable::Down { .. } | Unavailable::Slow { .. } | Unavailable::Held { .. } => Self {
                 retry_after: Some(10),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, rpc::INSTANCE_LOST, message)
             },

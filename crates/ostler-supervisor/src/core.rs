@@ -5,10 +5,12 @@ use std::sync::Arc;
 use ostler_config::Config;
 use ostler_os::Spawner;
 
+use crate::admission::Admission;
 use crate::budget::Budget;
 use crate::events::Events;
 use crate::ledger::Ledger;
 use crate::lull::Lull;
+use crate::registry::Registry;
 
 /// Shared by all drivers; nothing in it is locked for long.
 #[derive(Debug)]
@@ -19,4 +21,6 @@ pub(crate) struct Core {
     pub(crate) budget: Arc<Budget>,
     pub(crate) events: Arc<Events>,
     pub(crate) lull: Arc<Lull>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) admission: Arc<Admission>,
 }

@@ -16,6 +16,7 @@
 //! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
 //! for anybody.
 
+pub mod admission;
 pub mod budget;
 mod capture;
 pub mod clock;
@@ -26,7 +27,9 @@ pub mod instance;
 pub mod ledger;
 pub mod log;
 pub mod lull;
+mod order;
 pub mod random;
+pub mod registry;
 mod ring;
 pub mod server;
 pub mod session;
@@ -36,6 +39,7 @@ pub mod supervisor;
 pub use budget::Budget;
 pub use connection::Connection;
 pub use instance::{InstanceHandle, Owner, Snapshot, Unavailable};
+pub use registry::{Registry, Table};
 pub use server::Server;
 pub use session::{Session, Sessions};
 pub use supervisor::{Caller, StartError, Supervisor};

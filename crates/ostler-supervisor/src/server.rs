@@ -1,19 +1,22 @@
 //! One configured server: what is known of it, and its instances.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ostler_domain::event::Happening;
 use ostler_domain::instance::{Event, State};
-use ostler_domain::{Era, InstanceId, ServerSpec, Traits};
+use ostler_domain::{Era, Generation, InstanceId, ServerSpec, Traits};
 use ostler_mcp::version;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
+use crate::admission::Counted;
 use crate::core::Core;
 use crate::instance::driver::{Creation, Driver, Inbox};
 use crate::instance::handshake::Need;
-use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::instance::{InstanceHandle, Owner, Snapshot, Unavailable};
 use crate::ledger::LedgerError;
 
 /// See the module's documentation.
@@ -27,8 +30,77 @@ pub struct Server {
     next_number: AtomicU32,
     /// A person stopped it: clients do not start it again.
     stopped: AtomicBool,
-    /// Instances of all servers together.
-    live: Arc<AtomicUsize>,
+    standing: watch::Sender<Standing>,
+    /// What is wrong with its dependencies.
+    trouble: watch::Sender<Option<String>>,
+}
+
+/// How a server stands, all its instances taken together.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Standing {
+    /// Nobody has asked for it yet.
+    #[default]
+    Idle,
+    /// An instance is on its way.
+    Coming,
+    /// An instance serves.
+    Serving,
+    /// An instance serves and is not well.
+    Degraded(String),
+    /// It does not serve: the state, and the reason where there is one.
+    Down(&'static str, Option<String>),
+}
+
+impl Standing {
+    /// Whether it serves.
+    pub fn serves(&self) -> bool {
+        matches!(self, Self::Serving | Self::Degraded(_))
+    }
+
+    /// Whether waiting for it may be of use soon.
+    pub fn is_coming(&self) -> bool {
+        matches!(self, Self::Idle | Self::Coming)
+    }
+
+    /// Of several instances, the one that is best off counts.
+    fn of(snapshots: impl Iterator<Item = Arc<Snapshot>>, stopped: bool) -> Self {
+        let mut best = if stopped { Self::Down("stopped", None) } else { Self::Idle };
+        for snapshot in snapshots {
+            let standing = match &snapshot.state {
+                State::Ready { .. } => Self::Serving,
+                State::Degraded { reason, .. } => Self::Degraded(reason.clone()),
+                State::Starting { .. } => Self::Coming,
+                State::Stopped if snapshot.generation == Generation::default() => Self::Coming,
+                state => Self::Down(state.as_str(), snapshot.reason()),
+            };
+            if standing.rank() > best.rank() || matches!(best, Self::Idle) {
+                best = standing;
+            }
+        }
+        best
+    }
+
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Idle | Self::Down(..) => 0,
+            Self::Coming => 1,
+            Self::Degraded(_) => 2,
+            Self::Serving => 3,
+        }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle => f.write_str("not started"),
+            Self::Coming => f.write_str("starting"),
+            Self::Serving => f.write_str("ready"),
+            Self::Degraded(reason) => write!(f, "degraded ({reason})"),
+            Self::Down(state, Some(reason)) => write!(f, "{state} ({reason})"),
+            Self::Down(state, None) => f.write_str(state),
+        }
+    }
 }
 
 /// What a search for an instance came to.
@@ -40,7 +112,7 @@ enum Found {
 }
 
 impl Server {
-    pub(crate) fn new(spec: ServerSpec, traits: Traits, live: Arc<AtomicUsize>) -> Arc<Self> {
+    pub(crate) fn new(spec: ServerSpec, traits: Traits) -> Arc<Self> {
         let identity = identity(&spec);
         Arc::new(Self {
             spec,
@@ -49,23 +121,73 @@ impl Server {
             instances: Mutex::default(),
             next_number: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
-            live,
+            standing: watch::Sender::default(),
+            trouble: watch::Sender::default(),
         })
     }
 
     /// The same, with what earlier daemons learnt about it.
-    pub(crate) async fn remembered(
-        core: &Arc<Core>,
-        spec: ServerSpec,
-        live: &Arc<AtomicUsize>,
-    ) -> Result<Arc<Self>, LedgerError> {
+    pub(crate) async fn remembered(core: &Arc<Core>, spec: ServerSpec) -> Result<Arc<Self>, LedgerError> {
         let traits = core.ledger.traits(identity(&spec)).await?.unwrap_or_default();
-        Ok(Self::new(spec, traits, Arc::clone(live)))
+        Ok(Self::new(spec, traits))
+    }
+
+    /// How it stands now.
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    /// Follows how it stands.
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Resolves when it stands as `wanted`.
+    pub(crate) async fn until(&self, wanted: impl Fn(&Standing) -> bool) {
+        // The sender lives as long as `self`.
+        let _ = self.watch().wait_for(wanted).await;
+    }
+
+    /// To be called after every change of an instance: publishes how the server stands by now.
+    pub(crate) fn note(&self) {
+        // Under the lock: of two that note at the same time, the later sees what the earlier saw and more.
+        let instances = self.lock();
+        let standing = Standing::of(instances.iter().map(|handle| handle.snapshot()), self.stopped());
+        self.standing.send_if_modified(|shown| {
+            let changed = *shown != standing;
+            *shown = standing;
+            changed
+        });
+    }
+
+    /// Follows what is wrong with its dependencies.
+    pub(crate) fn watch_trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        self.trouble.send_if_modified(|shown| {
+            let changed = *shown != trouble;
+            *shown = trouble;
+            changed
+        });
     }
 
     /// Keeps clients from starting new instances.
     pub(crate) fn refuse(&self) {
         self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops every instance for good and lets no new one be started; returns when nothing of it runs.
+    pub(crate) async fn remove_all(&self, reason: &str) {
+        self.refuse();
+        let handles = self.instances();
+        for handle in &handles {
+            handle.wish(Inbox::Remove(reason.to_owned())).await;
+        }
+        for handle in handles {
+            handle.until(|snapshot| snapshot.removed).await;
+        }
     }
 
     /// What was learnt by running it.
@@ -115,9 +237,9 @@ impl Server {
     /// An instance is over.
     pub(crate) fn forget(&self, id: &InstanceId) {
         let mut instances = self.lock();
-        let before = instances.len();
         instances.retain(|handle| handle.id != *id);
-        self.live.fetch_sub(before - instances.len(), Ordering::Relaxed);
+        drop(instances);
+        self.note();
     }
 
     /// The instance for this owner in this era; created, and asked to start, where there is none. Two callers
@@ -229,12 +351,14 @@ impl Server {
                 name = self.spec.name
             )));
         }
-        let limit = core.config.limits.processes;
-        let free = |live: usize| (live < limit).then_some(live + 1);
-        if self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).is_err() {
-            core.events.count("limits.processes");
-            return Err(Unavailable::Limit(format!("{limit} instances exist already (limits.processes)")));
-        }
+        let counted = match owner {
+            Owner::Session(_) => Counted::Session,
+            Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&self.spec.type_name),
+        };
+        let place = core.admission.admit(counted).map_err(|refusal| {
+            core.events.count(refusal.limit);
+            Unavailable::Limit(refusal.why)
+        })?;
         let params = initialize.unwrap_or_else(|| version::shared_initialize_params().into());
         let (need, wanted_era) = match (era, traits.modern) {
             (Some(Era::Legacy), _) => (Need::Legacy(params), era),
@@ -249,9 +373,18 @@ impl Server {
             wanted_era,
             need,
             on_demand: era.is_some(),
+            place,
         };
         let handle = Driver::create(core, self, creation);
         instances.push(Arc::clone(&handle));
+        // Its driver notes how the server stands from its first step on.
+        self.standing.send_if_modified(|standing| {
+            let changed = *standing == Standing::Idle;
+            if changed {
+                *standing = Standing::Coming;
+            }
+            changed
+        });
         Ok(handle)
     }
 
@@ -262,6 +395,7 @@ impl Server {
         owner: Option<&Owner>,
     ) -> Result<(), Unavailable> {
         self.stopped.store(false, Ordering::Relaxed);
+        self.note();
         for handle in self.instances() {
             handle.wish_start().await;
         }

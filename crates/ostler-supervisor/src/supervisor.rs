@@ -3,24 +3,27 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ostler_config::Config;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Event;
-use ostler_domain::{Era, Generation, InstanceId, Scope, ServerName, StartMode};
+use ostler_domain::{Era, Generation, InstanceId, Scope};
 use ostler_mcp::version::InitializeResult;
 use ostler_os::Spawner;
 use ostler_store::TreeRecord;
+use tokio::time::Instant;
 
+use crate::admission::{Admission, Bounds};
 use crate::budget::Budget;
 use crate::core::Core;
 use crate::events::Events;
 use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Owner, Unavailable};
 use crate::ledger::{Ledger, LedgerError};
-use crate::server::Server;
+use crate::order;
+use crate::registry::{Registry, Table};
+use crate::server::{Server, Standing};
 use crate::session::{Opening, Session, Sessions, handle_of};
 use crate::stream::Keep;
 
@@ -54,9 +57,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Supervisor {
     core: Arc<Core>,
-    servers: Vec<Arc<Server>>,
     sessions: Arc<Sessions>,
-    live: Arc<AtomicUsize>,
 }
 
 impl Supervisor {
@@ -80,15 +81,20 @@ impl Supervisor {
             ledger,
             events,
             lull: Arc::default(),
+            registry: Arc::default(),
+            admission: Admission::new(bounds(&config)),
         });
         tokio::spawn({
             let lull = Arc::clone(&core.lull);
             async move { lull.follow().await }
         });
-        let live = Arc::new(AtomicUsize::new(0));
         let mut servers = Vec::with_capacity(config.servers.len());
         for spec in &config.servers {
-            servers.push(Server::remembered(&core, spec.clone(), &live).await?);
+            servers.push(Server::remembered(&core, spec.clone()).await?);
+        }
+        core.registry.change(|table| *table = servers);
+        for server in core.registry.table().all() {
+            watch_dependencies(&core, server);
         }
         let keep = Keep { events: config.gateway.replay_events, bytes: config.gateway.replay_bytes };
         let sessions = Arc::new(Sessions::new(
@@ -107,19 +113,19 @@ impl Supervisor {
                 sessions.end_idle(told).await;
             }
         });
-        Ok(Arc::new(Self { core, servers, sessions, live }))
+        Ok(Arc::new(Self { core, sessions }))
     }
 
-    /// Starts every server that does not wait for a client, on behalf of `caller`.
-    pub async fn start_eager(&self, caller: &Caller) {
-        for server in &self.servers {
-            let Some(owner) = eager_owner(server, caller) else { continue };
-            if let Err(error) = server.start_eagerly(&self.core, &owner).await {
-                let what = format!("starting `{}`", server.spec.name);
-                self.core
-                    .events
-                    .record(server.spec.name.as_str(), Happening::Refused { what, why: error.to_string() });
-            }
+    /// Starts every server that does not wait for a client, on behalf of `caller`, each as soon as what it
+    /// depends on serves. Returns at once.
+    pub fn start_eager(&self, caller: &Caller) {
+        let budget = Instant::now() + self.core.config.limits.startup;
+        for server in self.servers().all().iter().filter(|server| server.spec.is_eager()) {
+            let (core, server, caller) = (Arc::clone(&self.core), Arc::clone(server), caller.clone());
+            tokio::spawn(async move {
+                let owners = |server: &Server| shared_owner(server, &caller);
+                order::start(&core, &server, &owners, budget).await;
+            });
         }
     }
 
@@ -143,39 +149,46 @@ impl Supervisor {
         &self.sessions
     }
 
-    /// All servers, in the order of the configuration.
-    pub fn servers(&self) -> &[Arc<Server>] {
-        &self.servers
+    /// All servers as they are now.
+    pub fn servers(&self) -> Arc<Table> {
+        self.core.registry.table()
+    }
+
+    /// Servers and instances by name, id and pid.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.core.registry
     }
 
     /// Instances that exist now.
     pub fn live_instances(&self) -> usize {
-        self.live.load(Ordering::Relaxed)
+        self.core.admission.servers()
     }
 
     /// The server with this name.
-    pub fn server(&self, name: &str) -> Option<&Arc<Server>> {
-        self.servers.iter().find(|server| server.spec.name.as_str() == name)
-    }
-
-    /// The name that is most like `name`, for an error.
-    pub fn names(&self) -> impl Iterator<Item = &ServerName> {
-        self.servers.iter().map(|server| &server.spec.name)
+    pub fn server(&self, name: &str) -> Option<Arc<Server>> {
+        self.core.registry.server(name)
     }
 
     /// The instance with this name.
     pub fn instance(&self, id: &str) -> Option<Arc<InstanceHandle>> {
-        self.servers.iter().flat_map(|server| server.instances()).find(|handle| handle.id.to_string() == id)
+        self.core.registry.instance(id)
     }
 
     /// Whether every required server serves, or would on demand.
     pub fn ready(&self) -> bool {
-        let serves = |handle: &Arc<InstanceHandle>| handle.snapshot().state.serves();
-        self.servers.iter().filter(|server| server.spec.required).all(|server| {
-            let instances = server.instances();
-            instances.iter().any(serves)
-                || (instances.is_empty() && !server.stopped() && starts_on_demand(server))
-        })
+        self.not_ready().is_empty()
+    }
+
+    /// The required servers that neither serve nor would on demand, each with how it stands.
+    pub fn not_ready(&self) -> Vec<String> {
+        let table = self.servers();
+        let required = table.all().iter().filter(|server| server.spec.required);
+        let missing = required.filter_map(|server| {
+            let standing = server.standing();
+            let on_demand = standing == Standing::Idle && !server.spec.is_eager();
+            (!standing.serves() && !on_demand).then(|| format!("`{}` is {standing}", server.spec.name))
+        });
+        missing.collect()
     }
 
     /// Opens a legacy session: finds or starts its instance and waits until that is ready.
@@ -200,6 +213,7 @@ impl Supervisor {
             Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
             _ => (shared_owner(server, caller), None),
         };
+        self.await_dependencies(server, caller).await?;
         let instance = server.acquire(&self.core, &owner, Era::Legacy, params).await?;
         // A client that vanishes while its instance starts leaves nothing behind.
         let abandoned = Abandoned(Some(Arc::clone(&instance)));
@@ -233,7 +247,17 @@ impl Supervisor {
         caller: &Caller,
     ) -> Result<Arc<InstanceHandle>, Unavailable> {
         let owner = shared_owner(server, caller);
+        self.await_dependencies(server, caller).await?;
         server.acquire(&self.core, &owner, Era::Modern, None).await
+    }
+
+    /// Before a client's request starts a server. One whose dependencies fail later serves on, degraded.
+    async fn await_dependencies(&self, server: &Server, caller: &Caller) -> Result<(), Unavailable> {
+        if server.spec.depends_on.is_empty() || server.standing().serves() {
+            return Ok(());
+        }
+        let owners = |server: &Server| shared_owner(server, caller);
+        order::for_client(&self.core, server, &owners, server.patience()).await
     }
 
     /// Ends a session by its secret.
@@ -251,6 +275,7 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
+        self.await_dependencies(server, caller).await?;
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
         let before: HashMap<InstanceId, Generation> = server
             .instances()
@@ -297,20 +322,18 @@ impl Supervisor {
 
     /// Stops everything; returns when nothing runs, or after [`SHUTDOWN`]. True when nothing runs.
     pub async fn shutdown(&self, reason: &str) -> bool {
-        let stopping = async {
-            let mut handles = Vec::new();
-            for server in &self.servers {
-                server.refuse();
-                handles.extend(server.instances());
-            }
-            for handle in &handles {
-                handle.wish(Inbox::Remove(reason.to_owned())).await;
-            }
-            for handle in handles {
-                handle.until(|snapshot| snapshot.removed).await;
-            }
-        };
+        let table = self.servers();
+        // Before anything stops: nobody starts again what is needed by what has not stopped yet.
+        table.all().iter().for_each(|server| server.refuse());
+        let stopping = order::stop_all(table.all(), reason);
         tokio::time::timeout(SHUTDOWN, stopping).await.is_ok()
+    }
+}
+
+/// Follows the dependencies of a server, where it has any.
+fn watch_dependencies(core: &Arc<Core>, server: &Arc<Server>) {
+    if !server.spec.depends_on.is_empty() || !server.spec.wants.is_empty() {
+        tokio::spawn(order::watch_dependencies(Arc::clone(core), Arc::downgrade(server)));
     }
 }
 
@@ -341,13 +364,9 @@ impl Drop for Abandoned {
     }
 }
 
-fn starts_on_demand(server: &Server) -> bool {
-    server.spec.start == StartMode::OnDemand || matches!(server.spec.scope, Scope::Session | Scope::Project)
-}
-
-/// Whose instance may be started before any client asks.
-fn eager_owner(server: &Server, caller: &Caller) -> Option<Owner> {
-    (!starts_on_demand(server)).then(|| shared_owner(server, caller))
+fn bounds(config: &Config) -> Bounds {
+    let limits = &config.limits;
+    Bounds { processes: limits.processes, per_type: limits.per_type, adhoc: limits.adhoc }
 }
 
 /// Whose instance serves a caller that has no instance of its own.

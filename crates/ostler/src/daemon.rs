@@ -103,7 +103,7 @@ async fn run(global: &Global, args: &UpArgs, config: Config) -> Result<bool, UpE
         .map_err(|source| UpError::Endpoint { path: runtime_dir.endpoint().display().to_string(), source })?;
 
     if !args.no_eager {
-        supervisor.start_eager(&gateway.local).await;
+        supervisor.start_eager(&gateway.local);
     }
     let watching = tokio::spawn({
         let (supervisor, base) = (Arc::clone(&supervisor), base);

@@ -110,7 +110,7 @@ pub(crate) const LIMITS: Groups = &[&[
         "per_type",
         Kind::Count { min: 1, max: 65_536 },
         "3",
-        "Instances of one `type` at once, whatever their scope.",
+        "Instances of one `type` at once; one that a session has for itself is not counted here.",
     ),
     key(
         "memory",

@@ -172,7 +172,7 @@ const STOP: Groups = &[&[
         "grace",
         DURATION_OR_ZERO,
         r#""10s""#,
-        "From closing the server's standard input to SIGKILL. SIGTERM comes after the first fifth of it.",
+        "From closing the server's standard input to SIGKILL. SIGTERM comes after the first fifth of it, and at once to a plain process (transport `none`).",
     ),
     key(
         "drain",

@@ -80,7 +80,7 @@ fn missing(what: &str, name: &str) -> Failure {
     }
 }
 
-fn find_server<'a>(gateway: &'a Gateway, name: &str) -> Result<&'a Arc<Server>, Failure> {
+fn find_server(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
     gateway.supervisor.server(name).ok_or_else(|| missing("server", name))
 }
 
@@ -93,12 +93,12 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(gateway): App) -> Response {
-    if gateway.supervisor.ready() {
-        "ready\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: a required server is not ready (`ostler ps`)\n")
-            .into_response()
+    let missing = gateway.supervisor.not_ready();
+    if missing.is_empty() {
+        return "ready\n".into_response();
     }
+    let body = format!("not ready: {} (`ostler ps` says more)\n", missing.join("; "));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
 async fn elsewhere() -> Failure {
@@ -136,7 +136,7 @@ async fn status(State(gateway): App) -> Json<DaemonStatus> {
 }
 
 async fn servers(State(gateway): App) -> Response {
-    Json(views::servers(&gateway, gateway.supervisor.servers()).await).into_response()
+    Json(views::servers(&gateway, gateway.supervisor.servers().all()).await).into_response()
 }
 
 async fn one_server(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
@@ -148,23 +148,23 @@ async fn one_server(gateway: &Gateway, server: &Arc<Server>) -> Result<Response,
 }
 
 async fn server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
-    one_server(&gateway, find_server(&gateway, &name)?).await
+    one_server(&gateway, &find_server(&gateway, &name)?).await
 }
 
 async fn start_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
     let server = find_server(&gateway, &name)?;
-    gateway.supervisor.start_server(server, &gateway.local).await.map_err(|error| Failure {
+    gateway.supervisor.start_server(&server, &gateway.local).await.map_err(|error| Failure {
         status: StatusCode::SERVICE_UNAVAILABLE,
         error: error.to_string(),
         hint: None,
     })?;
-    one_server(&gateway, server).await
+    one_server(&gateway, &server).await
 }
 
 async fn stop_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
     let server = find_server(&gateway, &name)?;
-    gateway.supervisor.stop_server(server).await;
-    one_server(&gateway, server).await
+    gateway.supervisor.stop_server(&server).await;
+    one_server(&gateway, &server).await
 }
 
 async fn restart_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
@@ -175,7 +175,7 @@ async fn restart_server(State(gateway): App, Path(name): Path<String>) -> Result
     }
     let restarts = handles.iter().map(|handle| gateway.supervisor.restart_instance(handle));
     futures_util::future::join_all(restarts).await;
-    one_server(&gateway, server).await
+    one_server(&gateway, &server).await
 }
 
 async fn instances(State(gateway): App) -> Response {

@@ -98,7 +98,7 @@ async fn measured(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<(Arc<Server
 /// The rows of `ostler ps`.
 pub(super) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
     let servers = gateway.supervisor.servers();
-    let rows = measured(gateway, servers)
+    let rows = measured(gateway, servers.all())
         .await
         .into_iter()
         .flat_map(|(server, views)| if views.is_empty() { vec![no_instance(&server)] } else { views });

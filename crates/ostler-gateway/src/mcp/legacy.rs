@@ -70,7 +70,7 @@ async fn initialize(context: &Context<'_>, body: &Bytes, envelope: &Envelope) ->
     // The envelope was read as UTF-8.
     let params = String::from_utf8_lossy(params);
     let supervisor = &context.gateway.supervisor;
-    let (session, initialized) = supervisor.open_session(context.server, &context.caller, &params).await?;
+    let (session, initialized) = supervisor.open_session(&context.server, &context.caller, &params).await?;
     let id = envelope.id_text(body).unwrap_or(b"null");
     let (asked, _) = version::initialize_request_info(params.as_bytes());
     let mut reply = json(StatusCode::OK, initialized.answer(id, asked.as_deref().unwrap_or_default()));

@@ -38,7 +38,7 @@ const PROJECT_MAX: usize = 64;
 /// One request's surroundings.
 struct Context<'a> {
     gateway: &'a Arc<Gateway>,
-    server: &'a Arc<Server>,
+    server: Arc<Server>,
     door: Door,
     caller: Caller,
     headers: &'a HeaderMap,
@@ -73,14 +73,20 @@ fn prepare<'a>(
         origin::check(headers, &gateway.supervisor.config().gateway)?;
     }
     let server = gateway.supervisor.server(name).ok_or_else(|| unknown_server(gateway, name))?;
+    if !server.spec.transport.is_mcp() {
+        let transport = server.spec.transport.as_str();
+        let message = format!("`{name}` offers no MCP here: its transport is `{transport}`");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message));
+    }
     Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, headers })
 }
 
 fn unknown_server(gateway: &Gateway, name: &str) -> Refusal {
-    let nearest = gateway
-        .supervisor
-        .names()
-        .map(|known| (strsim::jaro_winkler(known.as_str(), name), known))
+    let servers = gateway.supervisor.servers();
+    let nearest = servers
+        .all()
+        .iter()
+        .map(|known| (strsim::jaro_winkler(known.spec.name.as_str(), name), &known.spec.name))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|one, other| one.0.total_cmp(&other.0));
     let hint = nearest.map(|(_, known)| format!("; did you mean `{known}`?")).unwrap_or_default();

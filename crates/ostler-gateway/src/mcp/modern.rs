@@ -33,7 +33,7 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
         }
     }
     check(context, &envelope)?;
-    let instance = context.gateway.supervisor.modern(context.server, &context.caller).await?;
+    let instance = context.gateway.supervisor.modern(&context.server, &context.caller).await?;
     let (connection, _) = instance.connection(context.server.patience()).await?;
     check_params(context, &connection, &body, &envelope)?;
     let ticket = connection.ticket();

@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use ostler_domain::event::Happening;
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
-use ostler_domain::{Era, Generation, InstanceId};
+use ostler_domain::{Era, Generation, InstanceId, Transport};
 use ostler_mcp::mux::Settings;
 use ostler_os::{GuardControl, GuardEvent, Guarded, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::ailments::{Ailment, Ailments};
 use super::handshake::{self, Failed, Need, Opened};
 use super::{InstanceHandle, Owner, Snapshot};
+use crate::admission::Place;
 use crate::capture::capture;
 use crate::clock;
 use crate::connection::{Connection, News, Parts};
@@ -46,8 +48,8 @@ pub(crate) enum Inbox {
     Born(Generation, Result<Box<Guarded>, String>),
     /// The guard reported something.
     Guard(Generation, GuardEvent),
-    /// The handshake came to an end.
-    Opened(Generation, Result<Opened, Failed>),
+    /// The handshake came to an end; a plain process has none.
+    Opened(Generation, Result<Option<Opened>, Failed>),
     /// No call runs any more.
     Drained(Generation),
     /// The connection noticed something.
@@ -61,7 +63,8 @@ struct Running {
     generation: Generation,
     mark: Mark,
     control: GuardControl,
-    connection: Arc<Connection>,
+    /// None for a plain process, with which nobody talks.
+    connection: Option<Arc<Connection>>,
     /// Said by the guard when the program could not be started.
     spawn_failure: Option<String>,
     leader_exited: bool,
@@ -85,6 +88,11 @@ pub(crate) struct Driver {
     timer: Option<(Generation, TimerKind, Instant)>,
     snapshot: Snapshot,
     publish: watch::Sender<Arc<Snapshot>>,
+    /// What is wrong with what it depends on.
+    trouble: watch::Receiver<Option<String>>,
+    ailments: Ailments,
+    /// Given back when nothing of the instance is left.
+    _place: Place,
     removing: bool,
 }
 
@@ -95,6 +103,7 @@ pub(crate) struct Creation {
     pub(crate) wanted_era: Option<Era>,
     pub(crate) need: Need,
     pub(crate) on_demand: bool,
+    pub(crate) place: Place,
 }
 
 impl Driver {
@@ -136,6 +145,9 @@ impl Driver {
             timer: None,
             snapshot,
             publish,
+            trouble: server.watch_trouble(),
+            ailments: Ailments::default(),
+            _place: creation.place,
             removing: false,
         };
         tokio::spawn(driver.run());
@@ -143,6 +155,7 @@ impl Driver {
     }
 
     async fn run(mut self) {
+        self.dependencies_changed();
         loop {
             let timer = self.timer.map(|(_, _, at)| at);
             let idle = self.idle_at();
@@ -151,6 +164,8 @@ impl Driver {
                 Some(message) = self.inbox.recv() => self.hear(message),
                 () = sleep_until(timer) => self.ring(),
                 () = sleep_until(idle) => self.retire_if_idle(),
+                // Its sender lives in the server, which `self` holds.
+                Ok(()) = self.trouble.changed() => self.dependencies_changed(),
             }
             self.show();
             if self.removing && self.machine.state().is_empty() && self.nothing_runs() {
@@ -187,7 +202,7 @@ impl Driver {
 
     fn in_use(&self) -> bool {
         self.handle.upgrade().is_some_and(|handle| handle.is_awaited())
-            || self.running.as_ref().is_some_and(|r| r.connection.open_calls() + r.connection.attached() > 0)
+            || self.connection().is_some_and(|connection| connection.open_calls() + connection.attached() > 0)
     }
 
     fn retire_if_idle(&mut self) {
@@ -250,14 +265,16 @@ impl Driver {
             Effect::Spawn { generation } => self.spawn(generation),
             Effect::Handshake { generation } => self.handshake(generation),
             Effect::Drain { generation } => self.with_running(generation, |driver, running| {
-                let (connection, done) = (Arc::clone(&running.connection), driver.to_self.clone());
+                let (connection, done) = (running.connection.clone(), driver.to_self.clone());
                 tokio::spawn(async move {
-                    connection.drain().await;
+                    if let Some(connection) = connection {
+                        connection.drain().await;
+                    }
                     let _ = done.send(Inbox::Drained(generation)).await;
                 });
             }),
             Effect::CloseStdin { generation } => {
-                self.with_running(generation, |_, running| running.connection.close_stdin());
+                self.with_connection(generation, Connection::close_stdin);
             }
             Effect::Terminate { generation } => {
                 self.with_running(generation, |_, running| running.control.terminate());
@@ -271,7 +288,7 @@ impl Driver {
                 self.with_running(generation, |_, running| running.control.kill());
             }
             Effect::FailPending { generation, reason } => {
-                self.with_running(generation, |_, running| running.connection.fail(reason));
+                self.with_connection(generation, |connection| connection.fail(reason));
             }
             Effect::Timer { generation, kind, at } => {
                 self.timer = Some((generation, kind, clock::instant(at)));
@@ -288,6 +305,19 @@ impl Driver {
         if let Some(running) = self.running.as_ref().filter(|running| running.generation == generation) {
             act(self, running);
         }
+    }
+
+    fn with_connection(&self, generation: Generation, act: impl FnOnce(&Connection)) {
+        self.with_running(generation, |_, running| {
+            if let Some(connection) = &running.connection {
+                act(connection);
+            }
+        });
+    }
+
+    /// The connection to the process that runs now.
+    fn connection(&self) -> Option<&Arc<Connection>> {
+        self.running.as_ref()?.connection.as_ref()
     }
 
     fn spawn(&mut self, generation: Generation) {
@@ -323,6 +353,32 @@ impl Driver {
 
     fn born(&mut self, generation: Generation, guarded: Guarded) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
+        let connection = if self.server.spec.transport == Transport::None {
+            // Nobody writes to a plain process: its input is at its end from the start.
+            drop(guarded.stdin);
+            tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log)));
+            None
+        } else {
+            Some(Connection::open(guarded.stdin, guarded.stdout, self.parts(generation)))
+        };
+        tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)));
+        self.listen(generation, guarded.events);
+        if kill {
+            guarded.control.kill();
+        }
+        self.snapshot.guard_pid = Some(guarded.guard_pid);
+        self.running = Some(Running {
+            generation,
+            mark: guarded.mark,
+            control: guarded.control,
+            connection,
+            spawn_failure: None,
+            leader_exited: false,
+        });
+    }
+
+    /// What a connection to the new process is made of.
+    fn parts(&self, generation: Generation) -> Parts {
         let settings = Settings {
             // Until the handshake says otherwise.
             era: Era::Legacy,
@@ -343,7 +399,7 @@ impl Driver {
                 let _ = to_self.send(Inbox::News(generation, news)).await;
             }
         });
-        let parts = Parts {
+        Parts {
             instance: self.id.clone(),
             generation,
             settings,
@@ -352,22 +408,7 @@ impl Driver {
             log: Arc::clone(&self.log),
             events: Arc::clone(&self.core.events),
             news,
-        };
-        let connection = Connection::open(guarded.stdin, guarded.stdout, parts);
-        tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)));
-        self.listen(generation, guarded.events);
-        if kill {
-            guarded.control.kill();
         }
-        self.snapshot.guard_pid = Some(guarded.guard_pid);
-        self.running = Some(Running {
-            generation,
-            mark: guarded.mark,
-            control: guarded.control,
-            connection,
-            spawn_failure: None,
-            leader_exited: false,
-        });
     }
 
     /// Passes the guard's reports on, in order.
@@ -427,10 +468,13 @@ impl Driver {
         let Some(running) = self.running.take() else { return };
         let (ledger, mark) = (self.core.ledger.clone(), running.mark.to_string());
         tokio::spawn(async move { warn_ledger(ledger.remove(mark).await) });
-        running.connection.fail("the instance ended".to_owned());
+        if let Some(connection) = &running.connection {
+            connection.fail("the instance ended".to_owned());
+        }
         self.snapshot.pid = None;
         self.snapshot.guard_pid = None;
         self.snapshot.started_ms = None;
+        self.ailments.forget_process();
         match running.spawn_failure {
             Some(why) => self.decide(Event::SpawnFailed { generation, why }),
             None => self.decide(Event::TreeEmpty { generation }),
@@ -439,21 +483,26 @@ impl Driver {
 
     fn handshake(&mut self, generation: Generation) {
         self.with_running(generation, |driver, running| {
-            let (connection, done) = (Arc::clone(&running.connection), driver.to_self.clone());
+            let (connection, done) = (running.connection.clone(), driver.to_self.clone());
             let need = driver.need.clone();
             tokio::spawn(async move {
-                let result = handshake::open(&connection, &need).await;
+                let result = match connection {
+                    Some(connection) => handshake::open(&connection, &need).await.map(Some),
+                    // A plain process is as ready as it will be when it runs.
+                    None => Ok(None),
+                };
                 let _ = done.send(Inbox::Opened(generation, result)).await;
             });
         });
     }
 
-    fn opened(&mut self, generation: Generation, result: Result<Opened, Failed>) {
+    fn opened(&mut self, generation: Generation, result: Result<Option<Opened>, Failed>) {
         if generation != self.machine.generation() {
             return;
         }
         match result {
-            Ok(opened) => {
+            Ok(None) => self.ready(generation),
+            Ok(Some(opened)) => {
                 self.snapshot.era = Some(opened.era);
                 self.snapshot.initialized = opened.initialized;
                 self.server.learn(&self.core, |traits| match opened.era {
@@ -471,7 +520,7 @@ impl Driver {
                         Era::Modern => Need::Modern,
                     };
                 }
-                self.decide(Event::HandshakeDone { generation });
+                self.ready(generation);
             }
             Err(Failed::WrongEra(era)) => {
                 self.snapshot.wrong_era = Some(era);
@@ -485,6 +534,32 @@ impl Driver {
         }
     }
 
+    /// It serves from now on, be it not as well as it could.
+    fn ready(&mut self, generation: Generation) {
+        self.decide(Event::HandshakeDone { generation });
+        self.show_ailments();
+    }
+
+    fn dependencies_changed(&mut self) {
+        let trouble = self.trouble.borrow_and_update().clone();
+        self.ail(Ailment::Dependency, trouble);
+    }
+
+    /// Something is wrong with it, or no longer.
+    fn ail(&mut self, ailment: Ailment, reason: Option<String>) {
+        if self.ailments.set(ailment, reason) {
+            self.show_ailments();
+        }
+    }
+
+    fn show_ailments(&mut self) {
+        let generation = self.machine.generation();
+        match self.ailments.reason() {
+            Some(reason) => self.decide(Event::Degraded { generation, reason }),
+            None => self.decide(Event::Recovered { generation }),
+        }
+    }
+
     /// A process that closed its input or output serves nobody, though it may live on. It is given a moment to
     /// end by itself, then killed, so that the restart policy can do its work.
     fn closed(&mut self, generation: Generation, end: &str) {
@@ -495,8 +570,7 @@ impl Driver {
         {
             return;
         }
-        let reason = format!("the server closed its {end}");
-        self.decide(Event::Degraded { generation, reason });
+        self.ail(Ailment::Closed, Some(format!("the server closed its {end}")));
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(CLOSED_GRACE).await;
@@ -508,11 +582,12 @@ impl Driver {
     fn show(&mut self) {
         let state = self.machine.state().clone();
         let serving = self.running.as_ref().filter(|_| state.serves());
-        self.snapshot.connection = serving.map(|running| Arc::clone(&running.connection));
+        self.snapshot.connection = serving.and_then(|running| running.connection.clone());
         self.snapshot.state = state;
         self.snapshot.generation = self.machine.generation();
         self.snapshot.restarts = self.machine.restarts();
         self.publish.send_replace(Arc::new(self.snapshot.clone()));
+        self.server.note();
     }
 }
 

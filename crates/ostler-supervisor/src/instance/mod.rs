@@ -4,6 +4,7 @@
 //! performs the effects; whatever takes time runs as a task of its own and reports back by event. Readers take
 //! the latest [`Snapshot`] from a watch and never wait for the driver.
 
+mod ailments;
 pub(crate) mod driver;
 pub mod handshake;
 
@@ -146,6 +147,14 @@ pub enum Unavailable {
     /// The server does not serve this era.
     #[error("server `{0}` does not serve {era} clients", era = .1.as_str())]
     WrongEra(ostler_domain::ServerName, Era),
+    /// What it depends on does not serve.
+    #[error("`{server}` cannot be started now: {why}")]
+    Held {
+        /// The server.
+        server: ostler_domain::ServerName,
+        /// Each dependency that does not serve, and its state.
+        why: String,
+    },
     /// A limit of the daemon was reached.
     #[error("{0}")]
     Limit(String),

@@ -6,5 +6,6 @@ mod client;
 mod crash;
 mod crosstalk;
 mod floors;
+mod order;
 mod orphans;
 mod support;

@@ -1,5 +1,7 @@
 //! A daemon of the test's own, and the ways to talk to it.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +21,11 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon with this configuration (TOML); `listen` is added. Variables are added to its environment.
     pub(crate) fn start(config: &str, env: &[(&str, &str)]) -> Self {
+        Self::start_with(config, env, |_| {})
+    }
+
+    /// The same, after `prepare` has put things into the folder of the configuration.
+    pub(crate) fn start_with(config: &str, env: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let text = if config.contains("[gateway]") {
             config.replacen("[gateway]", "[gateway]\nlisten = \"127.0.0.1:0\"", 1)
@@ -26,6 +33,7 @@ impl Daemon {
             format!("[gateway]\nlisten = \"127.0.0.1:0\"\n{config}")
         };
         std::fs::write(dir.path().join("ostler.toml"), text).expect("the configuration is written");
+        prepare(dir.path());
         let mut daemon = Self { dir, child: None };
         daemon.start_again(env);
         daemon
@@ -165,6 +173,19 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
     }
+}
+
+/// Asks the listener at `address` for `path`; gives the status and the body.
+pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the daemon listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("the daemon reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer in time");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("headers end with an empty line");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, body.to_owned())
 }
 
 /// Waits until `done` says so. Looks often; the time is only a bound.

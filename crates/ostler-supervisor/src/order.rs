@@ -1,0 +1,164 @@
+//! Order: a server starts when what it depends on serves, and stops when nothing that depends on it runs.
+//!
+//! Every server waits for its own dependencies only, so a start takes the time of the longest path through the
+//! graph and a stop that of its reverse. The configuration has no cycle: that is checked when it is read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ostler_domain::event::Happening;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::core::Core;
+use crate::instance::{Owner, Unavailable};
+use crate::server::{Server, Standing};
+
+/// What a server needs before it can start: its dependencies, and those it would like to have.
+fn needed(core: &Core, server: &Server) -> Vec<Arc<Server>> {
+    server.spec.depends_on.iter().filter_map(|name| core.registry.server(name.as_str())).collect()
+}
+
+fn wanted(core: &Core, server: &Server) -> Vec<Arc<Server>> {
+    server.spec.wants.iter().filter_map(|name| core.registry.server(name.as_str())).collect()
+}
+
+/// Starts `server` for `owner` as soon as its dependencies serve. A dependency that starts on demand is started
+/// too: it is demanded now. What is held up longer than `budget` is told, and waits on.
+pub(crate) async fn start(
+    core: &Arc<Core>,
+    server: &Arc<Server>,
+    owners: &impl Fn(&Server) -> Owner,
+    budget: Instant,
+) {
+    let waits = wait_for_dependencies(core, server, owners, Some(budget));
+    if timeout_at(budget, waits).await.is_err() {
+        let why = held_by(core, server).unwrap_or_else(|| "its dependencies have just come up".to_owned());
+        refused(core, server, format!("it is held up beyond the start-up time (limits.startup): {why}"));
+        wait_for_dependencies(core, server, owners, None).await;
+    }
+    if let Err(error) = server.start_eagerly(core, &owners(server)).await {
+        refused(core, server, error.to_string());
+    }
+}
+
+fn refused(core: &Core, server: &Server, why: String) {
+    let what = format!("starting `{}`", server.spec.name);
+    core.events.record(server.spec.name.as_str(), Happening::Refused { what, why });
+}
+
+/// Returns when every dependency serves, and everything wanted serves or has failed, or `budget` is over for it.
+async fn wait_for_dependencies(
+    core: &Arc<Core>,
+    server: &Server,
+    owners: &impl Fn(&Server) -> Owner,
+    budget: Option<Instant>,
+) {
+    let (needed, wanted) = (needed(core, server), wanted(core, server));
+    for dependency in needed.iter().chain(&wanted) {
+        demand(core, dependency, owners).await;
+    }
+    join_all(needed.iter().map(|dependency| dependency.until(|standing| standing.serves()))).await;
+    let settled =
+        join_all(wanted.iter().map(|dependency| dependency.until(|standing| !standing.is_coming())));
+    // What is only wanted does not hold up a start for ever.
+    if let Some(budget) = budget {
+        let _ = timeout_at(budget, settled).await;
+    }
+}
+
+/// Starts a dependency that nobody has asked for, unless a person stopped it.
+async fn demand(core: &Arc<Core>, dependency: &Arc<Server>, owners: &impl Fn(&Server) -> Owner) {
+    if dependency.spec.is_eager() || dependency.stopped() || !dependency.instances().is_empty() {
+        return;
+    }
+    if let Err(error) = dependency.start_eagerly(core, &owners(dependency)).await {
+        refused(core, dependency, error.to_string());
+    }
+}
+
+/// The dependencies that do not serve, and why; `None` when all do.
+pub(crate) fn held_by(core: &Core, server: &Server) -> Option<String> {
+    trouble(&needed(core, server))
+}
+
+fn trouble(servers: &[Arc<Server>]) -> Option<String> {
+    let reasons: Vec<String> = servers
+        .iter()
+        .filter_map(|dependency| {
+            let standing = dependency.standing();
+            (!standing.serves()).then(|| format!("it needs `{}`, which is {standing}", dependency.spec.name))
+        })
+        .collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// Waits until the dependencies of a server that a client asks for serve, and starts those that start on demand.
+///
+/// # Errors
+/// [`Unavailable::Held`] when they do not within `patience`, with the reasons.
+pub(crate) async fn for_client(
+    core: &Arc<Core>,
+    server: &Server,
+    owners: &impl Fn(&Server) -> Owner,
+    patience: Duration,
+) -> Result<(), Unavailable> {
+    if held_by(core, server).is_none() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + patience;
+    let waits = wait_for_dependencies(core, server, owners, Some(deadline));
+    if timeout_at(deadline, waits).await.is_ok() {
+        return Ok(());
+    }
+    match held_by(core, server) {
+        Some(why) => Err(Unavailable::Held { server: server.spec.name.clone(), why }),
+        None => Ok(()),
+    }
+}
+
+/// Tells a server of what is wrong with its dependencies, now and whenever that changes. Ends with the server.
+pub(crate) async fn watch_dependencies(core: Arc<Core>, server: std::sync::Weak<Server>) {
+    let Some(dependencies) = server.upgrade().map(|server| {
+        let mut all = needed(&core, &server);
+        all.extend(wanted(&core, &server));
+        all
+    }) else {
+        return;
+    };
+    let mut standings: Vec<watch::Receiver<Standing>> =
+        dependencies.iter().map(|dependency| dependency.watch()).collect();
+    loop {
+        standings.iter_mut().for_each(|standing| drop(standing.borrow_and_update()));
+        let Some(server) = server.upgrade() else { return };
+        server.set_trouble(trouble(&dependencies));
+        drop(server);
+        let changes = standings.iter_mut().map(|standing| Box::pin(standing.changed()));
+        let (first, ..) = futures_util::future::select_all(changes).await;
+        if first.is_err() {
+            return;
+        }
+    }
+}
+
+/// Stops every server, each as soon as nothing that depends on it runs; returns when none runs.
+pub(crate) async fn stop_all(servers: &[Arc<Server>], reason: &str) {
+    let (done, _) = watch::channel(vec![false; servers.len()]);
+    let depends = |dependant: &Server, on: &Server| {
+        dependant.spec.depends_on.contains(&on.spec.name) || dependant.spec.wants.contains(&on.spec.name)
+    };
+    let stops = servers.iter().enumerate().map(|(index, server)| {
+        let dependants: Vec<usize> =
+            (0..servers.len()).filter(|&other| depends(&servers[other], server)).collect();
+        let (done, mut finished) = (&done, done.subscribe());
+        async move {
+            let free = finished.wait_for(|done| dependants.iter().all(|&other| done[other]));
+            // The sender lives in this function.
+            let _ = free.await;
+            server.remove_all(reason).await;
+            done.send_modify(|done| done[index] = true);
+        }
+    });
+    join_all(stops).await;
+}

@@ -1,0 +1,80 @@
+//! The registry: which servers there are, by name, and the instances below them, by id and pid.
+//!
+//! Readers take the table as it is at that moment and wait for nobody; it is replaced, never changed in place.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::instance::InstanceHandle;
+use crate::server::Server;
+use arc_swap::ArcSwap;
+
+/// The servers at one moment.
+#[derive(Debug, Default)]
+pub struct Table {
+    order: Vec<Arc<Server>>,
+    by_name: HashMap<String, Arc<Server>>,
+}
+
+impl Table {
+    fn of(order: Vec<Arc<Server>>) -> Self {
+        let by_name = order.iter().map(|server| (server.spec.name.to_string(), Arc::clone(server))).collect();
+        Self { order, by_name }
+    }
+
+    /// All servers: those of the configuration in its order, then those started by hand.
+    pub fn all(&self) -> &[Arc<Server>] {
+        &self.order
+    }
+
+    /// The server with this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Server>> {
+        self.by_name.get(name)
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Registry {
+    table: ArcSwap<Table>,
+    /// Held while the next table is made.
+    changing: Mutex<()>,
+}
+
+impl Registry {
+    /// The servers as they are now.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// The server with this name.
+    pub fn server(&self, name: &str) -> Option<Arc<Server>> {
+        self.table.load().get(name).cloned()
+    }
+
+    /// The instance with this id, `<server>.<number>`.
+    pub fn instance(&self, id: &str) -> Option<Arc<InstanceHandle>> {
+        let (server, number) = id.rsplit_once('.')?;
+        let number: u32 = number.parse().ok()?;
+        self.server(server)?.instances().into_iter().find(|handle| handle.id.number == number)
+    }
+
+    /// The instance whose tree begins with this process, or is guarded by it.
+    pub fn by_pid(&self, pid: u32) -> Option<Arc<InstanceHandle>> {
+        let is_it = |handle: &Arc<InstanceHandle>| {
+            let snapshot = handle.snapshot();
+            snapshot.pid == Some(pid) || snapshot.guard_pid.is_some_and(|guard| guard.unsigned_abs() == pid)
+        };
+        self.table().all().iter().flat_map(|server| server.instances()).find(is_it)
+    }
+
+    /// Replaces the table by what `change` makes of the one before.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<Server>>) -> T) -> T {
+        // What it guards is whole whatever a panicking holder was doing: tables are replaced at one stroke.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = self.table.load().order.clone();
+        let result = change(&mut servers);
+        self.table.store(Arc::new(Table::of(servers)));
+        result
+    }
+}
