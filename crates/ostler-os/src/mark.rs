@@ -43,6 +43,13 @@ impl Mark {
     }
 }
 
+impl From<u128> for Mark {
+    /// A mark of these bits, which must be random and used once; [`Mark::random`] draws them.
+    fn from(bits: u128) -> Self {
+        Self(bits)
+    }
+}
+
 impl FromStr for Mark {
     type Err = InvalidMark;
 

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::net::unix::pipe;
-
+use crate::launch::Output;
 use crate::log::{Log, MAX_LINE, Stream};
 
 /// What is read at once from a quiet process, in bytes: more than its longest line that is kept.
@@ -14,7 +13,7 @@ const LARGEST: usize = 256 * 1024;
 
 /// Reads until every process that holds the pipe has closed it. Never stands still, so the process never blocks on
 /// it; what the log has no room for is dropped and counted there.
-pub(crate) async fn capture(pipe: pipe::Receiver, stream: Stream, log: Arc<Log>) {
+pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {
     let mut held = Held::default();
     loop {
         if pipe.readable().await.is_err() {

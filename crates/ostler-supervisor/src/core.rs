@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ostler_config::Config;
-use ostler_os::Spawner;
 
 use crate::admission::Admission;
 use crate::budget::Budget;
 use crate::events::Events;
+use crate::launch::Launcher;
 use crate::ledger::Ledger;
 use crate::lull::Lull;
 use crate::registry::Registry;
@@ -16,7 +16,7 @@ use crate::registry::Registry;
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: Arc<Config>,
-    pub(crate) spawner: Spawner,
+    pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) ledger: Ledger,
     pub(crate) budget: Arc<Budget>,
     pub(crate) events: Arc<Events>,

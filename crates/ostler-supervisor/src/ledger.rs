@@ -7,7 +7,51 @@ use ostler_domain::Traits;
 use ostler_store::{ProcessKey, Store, StoreError, TreeRecord};
 use tokio::sync::{mpsc, oneshot};
 
-type Job = Box<dyn FnOnce(&mut Store) + Send>;
+/// Work for the ledger's keeper.
+pub type Job = Box<dyn FnOnce(&mut dyn Records) + Send>;
+
+/// What the ledger writes to: the [`Store`], or what a simulation has in its place.
+#[allow(clippy::missing_errors_doc, reason = "they are the store's, each under the same name")]
+pub trait Records: Send {
+    /// See [`Store::trees_insert`].
+    fn trees_insert(&mut self, tree: &TreeRecord) -> Result<(), StoreError>;
+    /// See [`Store::trees_set_guard`].
+    fn trees_set_guard(&mut self, mark: &str, guard: ProcessKey) -> Result<bool, StoreError>;
+    /// See [`Store::trees_set_leader`].
+    fn trees_set_leader(&mut self, mark: &str, leader: ProcessKey) -> Result<bool, StoreError>;
+    /// See [`Store::trees_remove`].
+    fn trees_remove(&mut self, mark: &str) -> Result<bool, StoreError>;
+    /// See [`Store::traits_get`].
+    fn traits_get(&mut self, identity: &str) -> Result<Option<Traits>, StoreError>;
+    /// See [`Store::traits_put`].
+    fn traits_put(&mut self, identity: &str, traits: Traits, now_unix_ms: u64) -> Result<usize, StoreError>;
+}
+
+impl Records for Store {
+    fn trees_insert(&mut self, tree: &TreeRecord) -> Result<(), StoreError> {
+        self.trees_insert(tree)
+    }
+
+    fn trees_set_guard(&mut self, mark: &str, guard: ProcessKey) -> Result<bool, StoreError> {
+        self.trees_set_guard(mark, guard)
+    }
+
+    fn trees_set_leader(&mut self, mark: &str, leader: ProcessKey) -> Result<bool, StoreError> {
+        self.trees_set_leader(mark, leader)
+    }
+
+    fn trees_remove(&mut self, mark: &str) -> Result<bool, StoreError> {
+        self.trees_remove(mark)
+    }
+
+    fn traits_get(&mut self, identity: &str) -> Result<Option<Traits>, StoreError> {
+        self.traits_get(identity)
+    }
+
+    fn traits_put(&mut self, identity: &str, traits: Traits, now_unix_ms: u64) -> Result<usize, StoreError> {
+        self.traits_put(identity, traits, now_unix_ms)
+    }
+}
 
 /// Why the ledger could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +87,7 @@ impl Ledger {
     pub fn open(state_dir: &Path, boot_id: String) -> Result<(Self, Vec<TreeRecord>), LedgerError> {
         let mut store = Store::open(state_dir)?;
         let left = store.trees_all()?;
-        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
+        let (ledger, mut queue) = Self::queued(boot_id);
         std::thread::Builder::new()
             .name("ostler-store".to_owned())
             .spawn(move || {
@@ -52,8 +96,14 @@ impl Ledger {
                 }
             })
             .map_err(LedgerError::Thread)?;
+        Ok((ledger, left))
+    }
+
+    /// A ledger whose jobs, in order, are the caller's to run on some [`Records`]; each tells its asker the result.
+    pub fn queued(boot_id: String) -> (Self, mpsc::Receiver<Job>) {
+        let (jobs, queue) = mpsc::channel(QUEUE);
         let daemon_id = format!("{:032x}", crate::random::bits128()).into();
-        Ok((Self { jobs, daemon_id, boot_id: boot_id.into() }, left))
+        (Self { jobs, daemon_id, boot_id: boot_id.into() }, queue)
     }
 
     /// Names this run of the daemon in the ledger.
@@ -68,10 +118,10 @@ impl Ledger {
 
     async fn run<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
+        job: impl FnOnce(&mut dyn Records) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, LedgerError> {
         let (done, result) = oneshot::channel();
-        let job: Job = Box::new(move |store| drop(done.send(job(store))));
+        let job: Job = Box::new(move |records| drop(done.send(job(records))));
         self.jobs.send(job).await.map_err(|_| LedgerError::Gone)?;
         Ok(result.await.map_err(|_| LedgerError::Gone)??)
     }
@@ -81,7 +131,7 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written; the tree must not be started then.
     pub async fn insert(&self, tree: TreeRecord) -> Result<(), LedgerError> {
-        self.run(move |store| store.trees_insert(&tree)).await
+        self.run(move |records| records.trees_insert(&tree)).await
     }
 
     /// Adds the guard to a tree's record.
@@ -89,7 +139,7 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn set_guard(&self, mark: String, guard: ProcessKey) -> Result<(), LedgerError> {
-        self.run(move |store| store.trees_set_guard(&mark, guard)).await.map(drop)
+        self.run(move |records| records.trees_set_guard(&mark, guard)).await.map(drop)
     }
 
     /// Adds the leader to a tree's record.
@@ -97,7 +147,7 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn set_leader(&self, mark: String, leader: ProcessKey) -> Result<(), LedgerError> {
-        self.run(move |store| store.trees_set_leader(&mark, leader)).await.map(drop)
+        self.run(move |records| records.trees_set_leader(&mark, leader)).await.map(drop)
     }
 
     /// Forgets a tree that is verified empty.
@@ -105,7 +155,7 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn remove(&self, mark: String) -> Result<(), LedgerError> {
-        self.run(move |store| store.trees_remove(&mark)).await.map(drop)
+        self.run(move |records| records.trees_remove(&mark)).await.map(drop)
     }
 
     /// What was learnt about the server with this identity.
@@ -113,7 +163,7 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be read.
     pub async fn traits(&self, identity: String) -> Result<Option<Traits>, LedgerError> {
-        self.run(move |store| store.traits_get(&identity)).await
+        self.run(move |records| records.traits_get(&identity)).await
     }
 
     /// Remembers what was learnt about the server with this identity.
@@ -121,6 +171,8 @@ impl Ledger {
     /// # Errors
     /// When the store cannot be written.
     pub async fn remember(&self, identity: String, traits: Traits) -> Result<(), LedgerError> {
-        self.run(move |store| store.traits_put(&identity, traits, crate::clock::unix_ms())).await.map(drop)
+        self.run(move |records| records.traits_put(&identity, traits, crate::clock::unix_ms()))
+            .await
+            .map(drop)
     }
 }

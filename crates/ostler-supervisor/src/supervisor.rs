@@ -20,6 +20,7 @@ use crate::core::Core;
 use crate::events::Events;
 use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::launch::Launcher;
 use crate::ledger::{Ledger, LedgerError};
 use crate::order;
 use crate::registry::{Registry, Table};
@@ -74,19 +75,33 @@ impl Supervisor {
         let (ledger, left) = Ledger::open(state_dir, boot_id)?;
         let events = Arc::new(Events::default());
         reap(&ledger, &events, left).await?;
+        let supervisor = Self::assemble(config, Arc::new(spawner), ledger, events).await?;
+        tokio::spawn({
+            let lull = Arc::clone(&supervisor.core.lull);
+            async move { lull.follow().await }
+        });
+        Ok(supervisor)
+    }
+
+    /// The same on whatever starts processes and keeps the ledger. Nothing is reaped, and memory is not given back.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn assemble(
+        config: Arc<Config>,
+        launcher: Arc<dyn Launcher>,
+        ledger: Ledger,
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>, StartError> {
         let core = Arc::new(Core {
             budget: Budget::new(config.gateway.body_memory),
             config: Arc::clone(&config),
-            spawner,
+            launcher,
             ledger,
             events,
             lull: Arc::default(),
             registry: Arc::default(),
             admission: Admission::new(bounds(&config)),
-        });
-        tokio::spawn({
-            let lull = Arc::clone(&core.lull);
-            async move { lull.follow().await }
         });
         let mut servers = Vec::with_capacity(config.servers.len());
         for spec in &config.servers {

@@ -25,13 +25,13 @@ use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::headers::ParamHeaders;
 use ostler_mcp::mux::{Answer, CallKind, NotWaiting, Note, Request, SessionKey, Settings, Special, Ticket};
 use ostler_mcp::{Envelope, Message};
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
 pub use sink::{CallSink, CallStream, First, STREAM_QUEUE, Undelivered};
 
 use crate::budget::Budget;
 use crate::events::Events;
+use crate::launch::{Input, Output};
 use crate::log::Log;
 use crate::stream::ReplayStream;
 
@@ -135,7 +135,7 @@ pub(crate) struct Shared {
 
 impl Connection {
     /// Starts the task of a connection on the process's standard input and output.
-    pub fn open(stdin: pipe::Sender, stdout: pipe::Receiver, parts: Parts) -> Arc<Self> {
+    pub fn open(stdin: Input, stdout: Output, parts: Parts) -> Arc<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (orders, order_receiver) = mpsc::channel(8);
         let state = Arc::new(Shared::default());

@@ -12,13 +12,13 @@ use ostler_domain::event::Happening;
 use ostler_domain::instance::Now;
 use ostler_mcp::mux::{Mux, Note, Out, SessionKey};
 use ostler_mcp::{Line, Lines, SHARE_FROM, rpc};
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use super::outgoing::{HIGH_WATER, Outgoing};
 use super::{CallSink, News, Order, Parts, Shared, ToProcess, counter};
 use crate::clock::{self, now_ms};
+use crate::launch::{Input, Output};
 use crate::log::Stream;
 use crate::stream::ReplayStream;
 
@@ -44,7 +44,7 @@ pub(super) struct Task {
     state: Arc<Shared>,
     mux: Mux<CallSink>,
     streams: HashMap<SessionKey, Arc<ReplayStream>>,
-    stdin: Option<pipe::Sender>,
+    stdin: Option<Input>,
     outgoing: Outgoing,
     /// Emptied after each use; kept for its capacity.
     out: Vec<Out<CallSink>>,
@@ -91,7 +91,7 @@ enum Wake {
 }
 
 impl Task {
-    pub(super) fn new(parts: Parts, stdin: pipe::Sender, state: Arc<Shared>) -> Self {
+    pub(super) fn new(parts: Parts, stdin: Input, state: Arc<Shared>) -> Self {
         let mux = Mux::new(parts.settings.clone());
         let lines = Lines::new(parts.max_message);
         Self {
@@ -121,7 +121,7 @@ impl Task {
     /// Runs until nobody holds the connection and, where the driver said that it ends, the last answers are read.
     pub(super) async fn run(
         mut self,
-        stdout: pipe::Receiver,
+        stdout: Output,
         mut callers: mpsc::Receiver<ToProcess>,
         mut orders: mpsc::Receiver<Order>,
     ) {
@@ -155,7 +155,7 @@ impl Task {
 
     async fn wait(
         &self,
-        stdout: &pipe::Receiver,
+        stdout: &Output,
         callers: &mut mpsc::Receiver<ToProcess>,
         orders: &mut mpsc::Receiver<Order>,
         batch: &mut Vec<ToProcess>,
@@ -169,7 +169,7 @@ impl Task {
         if let Some(at) = clock.filter(|at| *at != alarm.deadline()) {
             alarm.as_mut().reset(at);
         }
-        tokio::select! {
+        crate::select::select! {
             order = orders.recv(), if !self.let_go => Wake::Order(order),
             ready = stdout.readable(), if reading => Wake::Readable(ready),
             count = callers.recv_many(batch, BATCH), if taking => Wake::Messages(count),
@@ -399,7 +399,7 @@ impl Task {
     }
 
     /// Reads what is there, up to a turn's worth.
-    fn read(&mut self, stdout: &pipe::Receiver, ready: io::Result<()>) {
+    fn read(&mut self, stdout: &Output, ready: io::Result<()>) {
         if ready.is_err() {
             self.stdout_open = false;
             return;
@@ -523,7 +523,7 @@ impl Task {
 }
 
 /// Resolves when the pipe takes bytes again; never for one that is closed.
-async fn writable(stdin: Option<&pipe::Sender>) {
+async fn writable(stdin: Option<&Input>) {
     match stdin {
         Some(stdin) => drop(stdin.writable().await),
         None => std::future::pending().await,

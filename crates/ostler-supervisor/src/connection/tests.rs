@@ -4,6 +4,7 @@ use ostler_domain::Concurrency;
 use ostler_mcp::Kind;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
 use super::*;
@@ -44,7 +45,7 @@ impl Process {
             events: Arc::new(Events::default()),
             news: news_sender,
         };
-        let connection = Connection::open(stdin, stdout, parts);
+        let connection = Connection::open(stdin.into(), stdout.into(), parts);
         Self { connection, input: BufReader::new(input).lines(), output: Some(output), news }
     }
 

@@ -13,7 +13,7 @@ use ostler_domain::event::Happening;
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
 use ostler_domain::{Era, Generation, InstanceId, Transport};
 use ostler_mcp::mux::Settings;
-use ostler_os::{GuardControl, GuardEvent, Guarded, Mark, SpawnRequest};
+use ostler_os::{GuardEvent, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::capture::capture;
 use crate::clock;
 use crate::connection::{Connection, News, Parts};
 use crate::core::Core;
+use crate::launch::{Control, Launched};
 use crate::log::{Log, Stream};
 use crate::server::Server;
 
@@ -45,7 +46,7 @@ pub(crate) enum Inbox {
     /// Say when everything that was sent before this is decided and published.
     Ask(oneshot::Sender<()>),
     /// The guard was started, or could not be.
-    Born(Generation, Result<Box<Guarded>, String>),
+    Born(Generation, Result<Box<Launched>, String>),
     /// The guard reported something.
     Guard(Generation, GuardEvent),
     /// The handshake came to an end; a plain process has none.
@@ -62,7 +63,7 @@ pub(crate) enum Inbox {
 struct Running {
     generation: Generation,
     mark: Mark,
-    control: GuardControl,
+    control: Box<dyn Control>,
     /// None for a plain process, with which nobody talks.
     connection: Option<Arc<Connection>>,
     /// Said by the guard when the program could not be started.
@@ -159,7 +160,7 @@ impl Driver {
         loop {
             let timer = self.timer.map(|(_, _, at)| at);
             let idle = self.idle_at();
-            tokio::select! {
+            crate::select::select! {
                 // The driver holds a sender itself: the channel does not end.
                 Some(message) = self.inbox.recv() => self.hear(message),
                 () = sleep_until(timer) => self.ring(),
@@ -347,11 +348,11 @@ impl Driver {
             args: launch.args.iter().map(Into::into).collect(),
             env: ostler_os::env::clean(&launch.inherit_env, &launch.env, std::env::vars_os()),
             cwd: launch.cwd.clone(),
-            mark: Mark::random(),
+            mark: crate::random::mark(),
         }
     }
 
-    fn born(&mut self, generation: Generation, guarded: Guarded) {
+    fn born(&mut self, generation: Generation, guarded: Launched) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
         let connection = if self.server.spec.transport == Transport::None {
             // Nobody writes to a plain process: its input is at its end from the start.
@@ -592,10 +593,10 @@ impl Driver {
 }
 
 /// Writes the tree down, then starts its guard.
-async fn start(core: &Core, request: SpawnRequest, record: TreeRecord) -> Result<Box<Guarded>, String> {
+async fn start(core: &Core, request: SpawnRequest, record: TreeRecord) -> Result<Box<Launched>, String> {
     let mark = record.mark.clone();
     core.ledger.insert(record).await.map_err(|error| format!("it could not be written down: {error}"))?;
-    match core.spawner.spawn(request) {
+    match core.launcher.launch(request) {
         Ok(guarded) => {
             let guard = ProcessKey { pid: guarded.guard_pid.unsigned_abs(), start: guarded.guard_start };
             let ledger = core.ledger.clone();

@@ -127,7 +127,7 @@ async fn either(connection: &Connection, params: &str) -> Result<Opened, Failed>
         Err(_silent) => {}
     }
     let mut initialize = std::pin::pin!(connection.ask(|ticket| version::initialize(ticket, params)));
-    tokio::select! {
+    crate::select::select! {
         found = probe.as_mut() => match found? {
             Discovery::Modern => modern(connection).await,
             Discovery::Legacy | Discovery::OtherModern(_) => {
