@@ -151,6 +151,11 @@ pub enum Happening {
         /// How many.
         count: u64,
     },
+    /// A limit of its own was hit: it was killed, refused or held back there.
+    LimitHit {
+        /// Which limit and what came of it, with the figures.
+        what: String,
+    },
     /// A client's call was answered with an error before it reached the server.
     CallRefused {
         /// Why, and what to do.
@@ -216,6 +221,7 @@ impl Happening {
             Self::Recovered { .. } => "recovered",
             Self::Refused { .. } => "refused",
             Self::Dropped { .. } => "dropped",
+            Self::LimitHit { .. } => "limit-hit",
             Self::CallRefused { .. } => "call-refused",
             Self::ReverseRequestRefused { .. } => "reverse-request-refused",
             Self::SessionStarted { .. } => "session-started",
@@ -238,6 +244,7 @@ impl Happening {
             | Self::Degraded { .. }
             | Self::Refused { .. }
             | Self::Dropped { .. }
+            | Self::LimitHit { .. }
             | Self::CallRefused { .. }
             | Self::ReverseRequestRefused { .. }
             | Self::OrphanReaped { .. }
@@ -295,6 +302,7 @@ impl fmt::Display for Happening {
             Self::Recovered { after } => write!(f, "well again after {}", human(*after)),
             Self::Refused { what, why } => write!(f, "{what} refused: {why}"),
             Self::Dropped { what, count } => write!(f, "dropped {count}: {what}"),
+            Self::LimitHit { what } => write!(f, "at its limit: {what}"),
             Self::CallRefused { reason } => write!(f, "call refused: {reason}"),
             Self::ReverseRequestRefused { method, reason } => {
                 write!(f, "the server's request `{method}` refused: {reason}")

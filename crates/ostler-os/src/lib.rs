@@ -28,9 +28,11 @@
 )]
 
 pub mod boot;
+mod cgroup;
 pub mod env;
 pub mod guard;
 mod kill;
+pub mod limits;
 pub mod mark;
 pub mod own;
 pub mod peercred;
@@ -42,6 +44,7 @@ pub mod sweep;
 pub mod tree;
 mod wire;
 
+pub use limits::{LimitHit, LimitKind, Limits, Readings, Rung, Rungs};
 pub use mark::Mark;
 pub use spawn::{
     Exit, GuardControl, GuardEvent, Guarded, SpawnError, SpawnFailure, SpawnRequest, Spawner,

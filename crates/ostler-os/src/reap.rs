@@ -3,12 +3,13 @@
 //! A process belongs to a recorded tree when
 //! * it carries the tree's mark in its environment, or as a resource limit (see [`crate::mark`]), or
 //! * it is the recorded guard or leader: same pid, same start time, same boot, or
+//! * it lives in the tree's cgroup, where there is one (see [`crate::limits`]), or
 //! * it is below one of these, or in the leader's session while the leader's number is nobody else's.
 //!
 //! Never by name. Everything found is stopped first, then looked for again, and killed only when no more is
 //! found, so that nobody is lost by losing its parent; and all that is repeated until nothing is found.
 //! What a process that cleared its environment, changed that limit, left its session and lost all its ancestors
-//! is, cannot be told from outside: only a cgroup could.
+//! is, cannot be told from outside without a cgroup.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -19,6 +20,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::boot;
+use crate::cgroup::home;
 use crate::kill::{Freeze, Killer, Pause};
 use crate::mark::{MARK_VARIABLE, Mark};
 use crate::pidfd;
@@ -75,6 +77,7 @@ pub fn reap(records: &[TreeRecord]) -> io::Result<ReapReport> {
     if !current.is_empty() {
         end(&Wanted::new(current), &mut report)?;
     }
+    home::remove_ended();
     Ok(report)
 }
 
@@ -141,6 +144,8 @@ struct Wanted {
     marks: HashSet<Vec<u8>>,
     /// The same marks as soft limits of file locks.
     limits: HashSet<u64>,
+    /// The same marks as names of cgroups.
+    leaves: Vec<String>,
     /// Guards: pid and start time.
     guards: Vec<(i32, u64)>,
     /// Leaders: pid and start time.
@@ -168,6 +173,7 @@ impl Wanted {
     fn add(&mut self, mark: Mark) {
         self.marks.insert(mark.environ_entry().into_bytes());
         self.limits.insert(mark.limit());
+        self.leaves.push(mark.to_string());
     }
 
     /// Everything to kill now. A guard comes only when it is alone: as long as it lives, what loses its parent
@@ -202,6 +208,7 @@ impl Wanted {
             .filter(|&&(pid, start)| scan.get(pid).is_none_or(|process| process.start_time == start))
             .copied()
             .collect();
+        let in_leaf: HashSet<i32> = home::members_of(&self.leaves).into_iter().collect();
         let mut environ = Vec::new();
         for process in scan.processes() {
             if spared.contains(&process.pid) || process.is_zombie() {
@@ -209,7 +216,8 @@ impl Wanted {
             }
             let in_session =
                 sessions.iter().any(|&(sid, start)| process.session == sid && process.start_time >= start);
-            if in_session || self.leaders.contains(&process.id()) || self.marked(process, &mut environ) {
+            let known = in_session || in_leaf.contains(&process.pid) || self.leaders.contains(&process.id());
+            if known || self.marked(process, &mut environ) {
                 into.push(*process);
             }
         }

@@ -23,13 +23,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
+use crate::cgroup::home;
 use crate::guard::GUARD_ARGUMENT;
+use crate::limits::{LimitHit, Limits};
 use crate::mark::{MARK_VARIABLE, Mark};
 use crate::sweep::{self, REGISTRY};
 use crate::wire::{self, Order, Received, Report, Spec};
 use crate::{reap, tree};
 
-/// Events waiting for their reader. A guard has at most seven to tell in its life, so none is ever dropped.
+/// Events waiting for their reader. A guard has at most seven and [`crate::guard::MAX_HITS`] to tell in its life, so none is ever
+/// dropped.
 const EVENT_QUEUE: usize = 16;
 
 /// How often the tree is told SIGTERM at most, however often that is asked for. Each is a packet in the guard's
@@ -62,6 +65,8 @@ pub struct SpawnRequest {
     pub cwd: Option<PathBuf>,
     /// The mark its processes will carry as `OSTLER_INSTANCE`.
     pub mark: Mark,
+    /// What it may use. The guard puts the server under it before the server's first instruction.
+    pub limits: Limits,
 }
 
 /// Why no guard could be started. What goes wrong later comes as an event.
@@ -107,6 +112,8 @@ impl Spawner {
         if let Err(error) = become_subreaper() {
             tracing::error!(%error, "not a subreaper: what a killed guard leaves is found by its mark only");
         }
+        // Before the first guard: those live where the daemon lives.
+        home::claim();
         Self { guard_exe: guard_exe.into() }
     }
 
@@ -187,6 +194,8 @@ fn spec(request: &SpawnRequest) -> Spec {
         args: request.args.clone(),
         env,
         cwd: request.cwd.clone().map(PathBuf::into_os_string),
+        limits: request.limits,
+        plan: home::claim().plan.clone(),
     }
 }
 
@@ -300,6 +309,10 @@ pub enum GuardEvent {
     /// The first process has ended; others may live. Unless [`GuardControl::terminate`] came before, the guard
     /// now ends the rest within moments. After it, the guard waits for [`GuardControl::kill`].
     LeaderExited(Exit),
+    /// The tree hit a limit of its own, or was hit by the machine's shortage of memory. Comes before
+    /// [`GuardEvent::LeaderExited`] when the leader was killed for it. At most [`crate::guard::MAX_HITS`] times for a tree;
+    /// [`crate::limits::readings`] has the count at any time.
+    LimitHit(LimitHit),
     /// Two seconds of SIGKILL were not enough for these (uninterruptible, or another user's). It goes on.
     Stuck {
         /// Some of the pids, at most 64.
@@ -457,9 +470,11 @@ impl Driver {
         // A thread, not a blocking task: a runtime waits for those at its end, and this may take long.
         let work = move || {
             let mut stuck = |pids| drop(events.try_send(GuardEvent::Stuck { pids }));
+            home::kill(mark);
             sweep::sweep(&mut stuck);
             // Empty already, unless this process was no subreaper when the guard died.
             reap::kill_marked(mark);
+            home::remove_leaves(mark);
             let _ = done.send(());
         };
         if let Err(error) = std::thread::Builder::new().name("ostler-sweep".into()).spawn(work) {
@@ -486,6 +501,7 @@ fn event(report: Report) -> GuardEvent {
             GuardEvent::SpawnFailed(SpawnFailure { kind, errno, message })
         }
         Report::LeaderExited { code, signal } => GuardEvent::LeaderExited(Exit::new(code, signal)),
+        Report::LimitHit(hit) => GuardEvent::LimitHit(hit),
         Report::Stuck { pids } => GuardEvent::Stuck { pids },
         Report::TreeEmpty => GuardEvent::TreeEmpty,
     }

@@ -20,6 +20,9 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::home::Plan;
+use crate::limits::{LimitHit, Limits};
+
 /// The longest spec, encoded. Arguments and environment together are limited to a quarter of the stack by
 /// execve(2), 2 MiB as a rule; encoding takes up to four bytes for one.
 pub(crate) const MAX_SPEC_BYTES: usize = 8 * 1024 * 1024;
@@ -45,6 +48,9 @@ pub(crate) struct Spec {
     pub(crate) env: Vec<(OsString, OsString)>,
     /// The guard's own, which is the daemon's, when absent.
     pub(crate) cwd: Option<OsString>,
+    /// What the tree may use, and where its cgroups go.
+    pub(crate) limits: Limits,
+    pub(crate) plan: Plan,
 }
 
 /// What the daemon may ask of a guard.
@@ -65,6 +71,8 @@ pub(crate) enum Report {
     SpawnFailed { errno: Option<i32>, message: String },
     /// The leader ended; others of its tree may live.
     LeaderExited { code: Option<i32>, signal: Option<i32> },
+    /// The tree hit a limit. If the leader was killed for it, this comes before its end.
+    LimitHit(LimitHit),
     /// Killing has gone on for a while and these are still there.
     Stuck { pids: Vec<i32> },
     /// The kernel says that no descendant is left. The last report.
@@ -194,6 +202,8 @@ mod tests {
             args: vec![odd.clone(), "x".repeat(300_000).into()],
             env: vec![("A".into(), odd)],
             cwd: Some("/tmp".into()),
+            limits: Limits { memory: Some(1 << 40), cpu: Some(0.3), ..Limits::default() },
+            plan: Plan { v2: Some(("/x".into(), vec!["pids".into()])), ..Plan::default() },
         };
         send_spec(&daemon, &spec, [read.as_fd(), write.as_fd(), write.as_fd()]).expect("sent");
         drop(write);
@@ -209,7 +219,8 @@ mod tests {
     fn a_spec_beyond_the_limit_is_refused() {
         let (daemon, _guard) = socket_pair().expect("a pair");
         let args = vec!["x".repeat(MAX_SPEC_BYTES).into()];
-        let spec = Spec { program: "p".into(), args, env: Vec::new(), cwd: None };
+        let (limits, plan) = (Limits::default(), Plan::default());
+        let spec = Spec { program: "p".into(), args, env: Vec::new(), cwd: None, limits, plan };
         let fd = daemon.as_fd();
         let error = send_spec(&daemon, &spec, [fd, fd, fd]).expect_err("too long");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);

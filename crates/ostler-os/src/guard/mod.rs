@@ -14,8 +14,10 @@
 //!   In Asked the daemon decides when to kill; its end leads from there to Ending as well.
 //! ```
 //!
-//! One thread, one poll over two descriptors: the control socket (standard input) and a signalfd for SIGCHLD.
+//! One thread, one poll: the control socket (standard input), a signalfd for SIGCHLD, and the files of the tree's
+//! cgroups that tell when a limit is hit.
 
+mod birth;
 mod shrink;
 mod start;
 
@@ -28,8 +30,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 
+use crate::cgroup::leaf::Leaf;
 use crate::kill::{Freeze, Killer, Pause};
 use crate::wire::{self, Order, Received, Report};
+
+/// The control socket, the signalfd, and what the tree's cgroups give to watch.
+const MAX_POLLED: usize = 2 + crate::cgroup::leaf::MAX_WATCHED;
 
 /// The word after the program name that makes the binary a guard.
 pub const GUARD_ARGUMENT: &str = "guard";
@@ -42,6 +48,9 @@ pub const DAEMON_GONE_GRACE: Duration = Duration::from_millis(500);
 
 /// Killing for this long without an empty tree is reported, once.
 pub const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// How often a guard reports limits at most, however often they are hit.
+pub const MAX_HITS: usize = crate::cgroup::leaf::MAX_HITS;
 
 /// Runs this process as a guard: the `ostler` binary calls it first thing when its first argument is
 /// [`GUARD_ARGUMENT`], before a runtime or a second thread exists. Standard input is the control socket.
@@ -64,8 +73,8 @@ fn run() -> io::Result<()> {
     let Some((spec, stdio)) = wire::recv_spec(&control)? else {
         return Ok(()); // the daemon ended before it said what to start: there is nothing to guard
     };
-    let leader = match start::launch(&spec, stdio) {
-        Ok(leader) => leader,
+    let (leader, leaf) = match start::launch(&spec, stdio) {
+        Ok(started) => started,
         Err(failure) => {
             report(
                 &control,
@@ -86,6 +95,7 @@ fn run() -> io::Result<()> {
         signals,
         me: Pid::as_raw(Some(rustix::process::getpid())),
         leader: Some(leader.pid),
+        leaf,
         phase: Phase::Running,
         killer: Killer::default(),
     }
@@ -116,6 +126,7 @@ struct Guard {
     me: i32,
     /// Until it is reaped.
     leader: Option<Pid>,
+    leaf: Leaf,
     phase: Phase,
     killer: Killer,
 }
@@ -137,6 +148,10 @@ impl Guard {
     fn watch(&mut self) {
         loop {
             if self.reap() {
+                self.tell_hits(true);
+                if let Err(error) = self.leaf.remove() {
+                    log(&format_args!("cannot remove the cgroup of an ended tree: {error}"));
+                }
                 if let Some(control) = &self.control {
                     report(control, &Report::TreeEmpty);
                 }
@@ -158,6 +173,7 @@ impl Guard {
                     }
                     if self.leader == Some(pid) {
                         self.leader = None;
+                        self.tell_hits(true);
                         self.say(&Report::LeaderExited {
                             code: status.exit_status(),
                             signal: status.terminating_signal(),
@@ -199,7 +215,7 @@ impl Guard {
     }
 
     /// Sleeps until a child ends, the daemon says something, or the clock calls.
-    fn wait(&self, now: Instant) {
+    fn wait(&mut self, now: Instant) {
         let until = match self.phase {
             Phase::Running | Phase::Asked => None,
             Phase::Ending { kill_at } => Some(kill_at),
@@ -209,19 +225,27 @@ impl Guard {
             let left = at.saturating_duration_since(now);
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
         });
+        // Without allocating: a guard ends its tree when there is no memory, too.
         let signals = PollFd::new(&self.signals, PollFlags::IN);
-        let result = match &self.control {
-            Some(control) => {
-                rustix::event::poll(&mut [signals, PollFd::new(control, PollFlags::IN)], timeout.as_ref())
-            }
-            None => rustix::event::poll(&mut [signals], timeout.as_ref()),
-        };
-        if let Err(error) = result
+        let mut polled: [_; MAX_POLLED] = std::array::from_fn(|_| signals.clone());
+        let control = self.control.iter().map(|control| PollFd::new(control, PollFlags::IN));
+        let limits = self.leaf.watched().map(|file| PollFd::from_borrowed_fd(file, PollFlags::PRI));
+        let first_limit = 1 + usize::from(self.control.is_some());
+        let mut count = 1;
+        for one in control.chain(limits) {
+            polled[count] = one;
+            count += 1;
+        }
+        if let Err(error) = rustix::event::poll(&mut polled[..count], timeout.as_ref())
             && error != Errno::INTR
         {
             log(&format_args!("cannot wait for events: {error}"));
         }
+        let hit = polled[first_limit..count].iter().any(|file| !file.revents().is_empty());
         start::drain(self.signals.as_fd());
+        if hit {
+            self.tell_hits(false);
+        }
     }
 
     /// Follows what the daemon says.
@@ -275,6 +299,7 @@ impl Guard {
         if matches!(self.phase, Phase::Killing { .. }) {
             return;
         }
+        self.leaf.kill();
         // Most trees are one process group: this ends them without a look at /proc, atomically.
         self.signal_group(Signal::KILL);
         let mut pause = Pause::new();
@@ -296,6 +321,13 @@ impl Guard {
         if let Some(leader) = self.leader {
             // It fails when the group has no member that could be signalled, which the next round will tell.
             let _ = rustix::process::kill_process_group(leader, signal);
+        }
+    }
+
+    /// Reports limits that were hit.
+    fn tell_hits(&mut self, last: bool) {
+        for hit in self.leaf.hits(last) {
+            self.say(&Report::LimitHit(hit));
         }
     }
 

@@ -11,6 +11,10 @@ use std::process::{Command, Stdio};
 use rustix::fs::Access;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
+use super::birth::{self, Step};
+use crate::cgroup::home::Plan;
+use crate::cgroup::leaf::Leaf;
+use crate::limits::Limits;
 use crate::mark::{MARK_VARIABLE, Mark};
 use crate::tree;
 use crate::wire::Spec;
@@ -79,25 +83,64 @@ impl Failure {
     }
 }
 
-/// Starts the server and gives up this process's copies of its standard streams, so that their end of file
-/// means what it says.
-pub(super) fn launch(spec: &Spec, [stdin, stdout, stderr]: [OwnedFd; 3]) -> Result<Leader, Failure> {
+/// Starts the server under its limits and gives up this process's copies of its standard streams, so that their end
+/// of file means what it says. On failure no cgroup of it is left.
+pub(super) fn launch(spec: &Spec, stdio: [OwnedFd; 3]) -> Result<(Leader, Leaf), Failure> {
     let cwd = spec.cwd.as_deref().map(working_directory).transpose()?;
     let program = resolve(&spec.program, spec.env.iter(), cwd.as_deref())?;
-    let mut command = Command::new(&program);
+    let mark = mark_of(spec);
+    let leaf = match mark {
+        Some(mark) => Leaf::make(&spec.plan, &mark.to_string(), spec.limits),
+        None => Leaf::make(&Plan::default(), "", spec.limits),
+    };
+    let leaf = leaf.map_err(|error| {
+        Failure::new(
+            &error,
+            format_args!("cannot limit `{}`: {error}; see `ostler doctor`", program.display()),
+        )
+    })?;
+    let command = command(spec, &program, cwd.as_deref(), stdio, mark);
+    let pid = leaf
+        .entry()
+        .map_err(|error| Failure::new(&error, format_args!("cannot enter the server's cgroup: {error}")))
+        .and_then(|entry| {
+            birth::start(command, &entry, spec.limits)
+                .map_err(|failed| explain(&program, spec.limits, &failed))
+        });
+    match pid.and_then(leader) {
+        Ok(leader) => Ok((leader, leaf)),
+        Err(failure) => {
+            if let Err(error) = leaf.remove() {
+                super::log(&format_args!("cannot remove the cgroup of a server that did not start: {error}"));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn command(
+    spec: &Spec,
+    program: &Path,
+    cwd: Option<&Path>,
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    mark: Option<Mark>,
+) -> Command {
+    let mut command = Command::new(program);
     command.arg0(&spec.program).args(&spec.args);
     command.env_clear().envs(spec.env.iter().map(|(name, value)| (name, value)));
     command.stdin(stdin).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    if let Some(cwd) = &cwd {
+    if let Some(cwd) = cwd {
         command.current_dir(cwd);
     }
     let guard = rustix::process::getpid();
-    let locks = mark_of(spec).map(locks_limit);
+    let locks = mark.map(locks_limit);
     // SAFETY: `become_leader` only makes system calls that are async-signal-safe; it allocates only for an error
     // it returns from an `errno`, which does not allocate.
     unsafe { command.pre_exec(move || become_leader(guard, locks)) };
-    let child = command.spawn().map_err(|error| explain(&program, &error))?;
-    let pid = Pid::from_child(&child);
+    command
+}
+
+fn leader(pid: Pid) -> Result<Leader, Failure> {
     // Not reaped yet, so its entry is there even if it has ended.
     match tree::read(pid.as_raw_nonzero().get()) {
         Ok(Some(process)) => Ok(Leader { pid, start_time: process.start_time }),
@@ -221,8 +264,37 @@ fn not_executable(path: &Path, error: &io::Error) -> String {
 }
 
 /// The file is there and may be executed, and yet it did not start.
-fn explain(program: &Path, error: &io::Error) -> Failure {
+fn explain(program: &Path, limits: Limits, failed: &birth::Failed) -> Failure {
     let shown = program.display();
+    let error = &failed.error;
+    match failed.step {
+        Step::Exec => {}
+        Step::Fork => {
+            let message =
+                format!("`{shown}`: {error}: no memory or process number is left for it (see ulimit -u)");
+            return Failure::new(error, message);
+        }
+        Step::Cgroup => {
+            return Failure::new(
+                error,
+                format_args!("`{shown}` could not enter its cgroup: {error}; see `ostler doctor`"),
+            );
+        }
+        Step::OpenFiles => {
+            let limit = limits.open_files.unwrap_or_default();
+            return Failure::new(
+                error,
+                format_args!("`{shown}`: open_files = {limit} cannot be set: {error}"),
+            );
+        }
+        Step::Nice => {
+            let nice = limits.nice.unwrap_or_default();
+            let message = format!(
+                "`{shown}`: nice = {nice} cannot be set: {error}; below the daemon's own it needs CAP_SYS_NICE"
+            );
+            return Failure::new(error, message);
+        }
+    }
     let message = match error.raw_os_error() {
         Some(libc::ENOENT) => {
             format!(

@@ -4,13 +4,14 @@ mod daemon;
 mod guard;
 mod ladder;
 mod launch;
+mod limits;
 mod reaper;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ostler_os::tree::{self, Process};
-use ostler_os::{GuardEvent, Guarded, Mark, SpawnRequest, Spawner};
+use ostler_os::{GuardEvent, Guarded, Limits, Mark, SpawnRequest, Spawner};
 use ostler_testkit::evil;
 use ostler_testkit::mark::{Mark as TestMark, Marked};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -45,6 +46,7 @@ fn request(mark: &TestMark, program: impl AsRef<Path>, args: &[&str]) -> SpawnRe
         env: vec![(name.into(), value.into()), ("PATH".into(), path)],
         cwd: None,
         mark: Mark::random(),
+        limits: Limits::default(),
     }
 }
 

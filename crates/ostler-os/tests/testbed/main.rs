@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use ostler_os::reap::TreeRecord;
-use ostler_os::{GuardEvent, Guarded, Mark, SpawnRequest, Spawner, boot, guard};
+use ostler_os::{GuardEvent, Guarded, Limits, Mark, SpawnRequest, Spawner, boot, guard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn main() {
@@ -15,6 +15,10 @@ fn main() {
         Some("fds") => fds(),
         Some("zombie-leader") => zombie_leader(),
         Some("stop-parent") => stop_parent(),
+        Some("hog-memory") => hog_memory(&arguments[1]),
+        Some("hog-pids") => hog_pids(&arguments[1]),
+        Some("hog-files") => hog_files(),
+        Some("hog-cpu") => hog_cpu(),
         other => panic!("unknown: {other:?}"),
     }
 }
@@ -35,6 +39,7 @@ async fn daemon(arguments: &[String]) {
             env: std::env::vars_os().collect(),
             cwd: None,
             mark,
+            limits: Limits::default(),
         };
         trees.push(spawner.spawn(request).expect("spawns"));
     }
@@ -54,6 +59,7 @@ async fn sweep(arguments: &[String]) {
         env: std::env::vars_os().collect(),
         cwd: None,
         mark: Mark::random(),
+        limits: Limits::default(),
     };
     let mut tree = Spawner::default().spawn(request).expect("spawns");
     started(&mut tree).await;
@@ -119,6 +125,73 @@ fn stop_parent() {
     let parent = rustix::process::getppid().expect("a parent");
     rustix::process::kill_process(parent, rustix::process::Signal::STOP).expect("the same user");
     say("stopped");
+    stay()
+}
+
+/// `hog-memory MIB`: takes that much memory, says so, and stays.
+fn hog_memory(mib: &str) {
+    let mut taken = Vec::new();
+    for _ in 0..mib.parse().expect("a number of MiB") {
+        // Not zero, so that every page is really taken.
+        taken.push(vec![1_u8; 1 << 20]);
+    }
+    say(&format!("took {}", taken.len()));
+    stay()
+}
+
+/// `hog-pids MAX`: a fork bomb that ends at MAX at the latest. Says how many processes it became, itself among
+/// them, and then tries once more for each line it reads.
+#[expect(unsafe_code, reason = "the standard library does not fork")]
+fn hog_pids(max: &str) {
+    let max: usize = max.parse().expect("a number");
+    // SAFETY: this process has one thread, so a fork is a plain copy of it; the child only waits.
+    let fork = || unsafe { libc::fork() };
+    let mut processes = 1;
+    while processes < max {
+        match fork() {
+            0 => stay(),
+            -1 => break,
+            _ => processes += 1,
+        }
+    }
+    say(&format!("became {processes}"));
+    while std::io::stdin().read_line(&mut String::new()).is_ok_and(|length| length > 0) {
+        match fork() {
+            0 => stay(),
+            -1 => say("refused"),
+            _ => say("forked"),
+        }
+    }
+}
+
+/// Opens files until it may not, says how many were open at most, the standard streams among them, and stays.
+fn hog_files() {
+    let mut files = Vec::new();
+    let error = loop {
+        match std::fs::File::open("/dev/null") {
+            Ok(file) => files.push(file),
+            Err(error) => break error,
+        }
+    };
+    let count = files.len() + 3;
+    // Room for what saying it needs.
+    files.truncate(files.len().saturating_sub(4));
+    say(&format!("opened {count}: {}", error.raw_os_error().unwrap_or_default()));
+    stay()
+}
+
+/// Uses two processors without end.
+fn hog_cpu() {
+    let burn = || {
+        loop {
+            std::hint::spin_loop();
+        }
+    };
+    std::thread::spawn(burn);
+    burn()
+}
+
+fn stay() -> ! {
     loop {
         std::thread::park();
     }

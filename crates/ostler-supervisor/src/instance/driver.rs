@@ -13,7 +13,7 @@ use ostler_domain::event::Happening;
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
 use ostler_domain::{Era, Generation, InstanceId, Transport};
 use ostler_mcp::mux::Settings;
-use ostler_os::{GuardEvent, Mark, SpawnRequest};
+use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -342,12 +342,19 @@ impl Driver {
     }
 
     fn request(&self) -> SpawnRequest {
-        let launch = &self.server.spec.launch;
+        let (launch, limits) = (&self.server.spec.launch, &self.server.spec.limits);
         SpawnRequest {
             program: launch.command.clone().into(),
             args: launch.args.iter().map(Into::into).collect(),
             env: ostler_os::env::clean(&launch.inherit_env, &launch.env, std::env::vars_os()),
             cwd: launch.cwd.clone(),
+            limits: Limits {
+                memory: limits.memory,
+                cpu: limits.cpu,
+                pids: limits.pids,
+                open_files: limits.open_files.map(u64::from),
+                nice: limits.nice.map(i32::from),
+            },
             mark: crate::random::mark(),
         }
     }
@@ -456,6 +463,11 @@ impl Driver {
                 if !std::mem::replace(&mut running.leader_exited, true) {
                     self.decide(Event::LeaderExited { generation, exit: Exit::Unknown });
                 }
+            }
+            GuardEvent::LimitHit(hit) => {
+                let happening = Happening::LimitHit { what: hit.to_string() };
+                self.log.push(Stream::Ostler, &happening.to_string());
+                self.core.events.record(&self.id.to_string(), happening);
             }
             GuardEvent::Stuck { pids } => {
                 let pids = pids.into_iter().map(i32::unsigned_abs).collect();
