@@ -1,5 +1,6 @@
 //! Tests of the pure core, by calling it.
 
+mod graph;
 mod model;
 mod scenarios;
 mod support;
