@@ -6,6 +6,7 @@ use ostler_config::Config;
 
 use crate::admission::Admission;
 use crate::budget::Budget;
+use crate::cleanup::Cleanup;
 use crate::events::Events;
 use crate::launch::Launcher;
 use crate::ledger::Ledger;
@@ -23,4 +24,5 @@ pub(crate) struct Core {
     pub(crate) lull: Arc<Lull>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) admission: Arc<Admission>,
+    pub(crate) cleanup: Arc<Cleanup>,
 }

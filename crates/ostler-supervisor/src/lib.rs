@@ -19,6 +19,7 @@
 pub mod admission;
 pub mod budget;
 mod capture;
+pub mod cleanup;
 pub mod clock;
 pub mod connection;
 mod core;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::admission::{Admission, Bounds};
 use crate::budget::Budget;
+use crate::cleanup::{self, Cleanup};
 use crate::core::Core;
 use crate::events::Events;
 use crate::instance::driver::Inbox;
@@ -102,6 +103,7 @@ impl Supervisor {
             lull: Arc::default(),
             registry: Arc::default(),
             admission: Admission::new(bounds(&config)),
+            cleanup: Cleanup::new(config.limits.cleanups),
         });
         let mut servers = Vec::with_capacity(config.servers.len());
         for spec in &config.servers {
@@ -172,6 +174,11 @@ impl Supervisor {
     /// Servers and instances by name, id and pid.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.core.registry
+    }
+
+    /// The trees that are being cleaned up.
+    pub fn cleanups(&self) -> Vec<cleanup::Job> {
+        self.core.cleanup.jobs()
     }
 
     /// Instances that exist now.

@@ -23,6 +23,7 @@ use super::handshake::{self, Failed, Need, Opened};
 use super::{InstanceHandle, Owner, Snapshot};
 use crate::admission::Place;
 use crate::capture::capture;
+use crate::cleanup::Slot;
 use crate::clock;
 use crate::connection::{Connection, News, Parts};
 use crate::core::Core;
@@ -55,6 +56,8 @@ pub(crate) enum Inbox {
     Drained(Generation),
     /// The connection noticed something.
     News(Generation, News),
+    /// The tree of this generation may be killed now.
+    MayKill(Generation, Slot),
     /// The server closed its input or output a while ago; it had time to end by itself.
     StillThere(Generation),
 }
@@ -69,6 +72,8 @@ struct Running {
     /// Said by the guard when the program could not be started.
     spawn_failure: Option<String>,
     leader_exited: bool,
+    /// While it is being killed.
+    slot: Option<Slot>,
 }
 
 pub(crate) struct Driver {
@@ -246,6 +251,7 @@ impl Driver {
             Inbox::News(_, News::AsksBack) => self.server.learn(&self.core, |traits| traits.asks_back = true),
             Inbox::News(generation, News::OutputClosed) => self.closed(generation, "output"),
             Inbox::News(generation, News::InputClosed) => self.closed(generation, "input"),
+            Inbox::MayKill(generation, slot) => self.kill(generation, slot),
             Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {
                     running.control.kill();
@@ -286,7 +292,7 @@ impl Driver {
                 {
                     *kill = true;
                 }
-                self.with_running(generation, |_, running| running.control.kill());
+                self.with_running(generation, |driver, _| driver.queue_kill(generation));
             }
             Effect::FailPending { generation, reason } => {
                 self.with_connection(generation, |connection| connection.fail(reason));
@@ -305,6 +311,30 @@ impl Driver {
     fn with_running(&self, generation: Generation, act: impl FnOnce(&Self, &Running)) {
         if let Some(running) = self.running.as_ref().filter(|running| running.generation == generation) {
             act(self, running);
+        }
+    }
+
+    /// Has the tree killed as soon as there is a slot for that.
+    fn queue_kill(&self, generation: Generation) {
+        let (cleanup, id, to_self) = (Arc::clone(&self.core.cleanup), self.id.clone(), self.to_self.clone());
+        tokio::spawn(async move {
+            let slot = cleanup.slot(id.clone()).await;
+            if to_self.send(Inbox::MayKill(generation, slot)).await.is_err() {
+                cleanup.done(&id);
+            }
+        });
+    }
+
+    fn kill(&mut self, generation: Generation, slot: Slot) {
+        match &mut self.running {
+            Some(running) if running.generation == generation => {
+                running.slot = Some(slot);
+                self.core.cleanup.killing(&self.id);
+                running.control.kill();
+            }
+            Some(_) => {}
+            // It ended while it waited.
+            None => self.core.cleanup.done(&self.id),
         }
     }
 
@@ -382,6 +412,7 @@ impl Driver {
             connection,
             spawn_failure: None,
             leader_exited: false,
+            slot: None,
         });
     }
 
@@ -470,7 +501,10 @@ impl Driver {
                 self.core.events.record(&self.id.to_string(), happening);
             }
             GuardEvent::Stuck { pids } => {
-                let pids = pids.into_iter().map(i32::unsigned_abs).collect();
+                let pids: Vec<u32> = pids.into_iter().map(i32::unsigned_abs).collect();
+                // The next in the queue may have more luck.
+                running.slot = None;
+                self.core.cleanup.stuck(&self.id, &pids);
                 self.decide(Event::Stuck { generation, pids });
             }
             GuardEvent::TreeEmpty => self.tree_empty(generation),
@@ -479,6 +513,7 @@ impl Driver {
 
     fn tree_empty(&mut self, generation: Generation) {
         let Some(running) = self.running.take() else { return };
+        self.core.cleanup.done(&self.id);
         let (ledger, mark) = (self.core.ledger.clone(), running.mark.to_string());
         tokio::spawn(async move { warn_ledger(ledger.remove(mark).await) });
         if let Some(connection) = &running.connection {
