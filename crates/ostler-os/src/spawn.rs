@@ -243,7 +243,7 @@ pub struct Guarded {
     pub control: GuardControl,
     /// What happens, in order, ending with [`GuardEvent::TreeEmpty`]. `None` after it, or at once after it.
     pub events: mpsc::Receiver<GuardEvent>,
-    /// The guard's pid, for the ledger and for [`crate::stats`].
+    /// The guard's pid, for the ledger and for [`crate::meter`].
     pub guard_pid: i32,
     /// The guard's start time in clock ticks since boot; 0 when it had ended before it could be read.
     pub guard_start: u64,

@@ -26,6 +26,8 @@ pub struct Process {
     pub start_time: u64,
     /// User and system time it has used, in clock ticks.
     pub cpu_ticks: u64,
+    /// The same of its children that it has reaped, with what these had reaped.
+    pub reaped_ticks: u64,
     /// Number of threads.
     pub threads: u32,
     /// Resident pages.
@@ -52,7 +54,7 @@ const STAT_BYTES: usize = 1536;
 const DIR_BYTES: usize = 16 * 1024;
 
 /// All processes of the machine at (nearly) one moment. Reuse one to scan without allocating.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub struct Scan {
     /// Sorted by pid.
     processes: Vec<Process>,
@@ -193,10 +195,15 @@ fn parse(pid: i32, line: &[u8]) -> Option<Process> {
     let session = fields.nth(1)?.parse().ok()?; // 6
     let user: u64 = fields.nth(7)?.parse().ok()?; // 14
     let system: u64 = fields.next()?.parse().ok()?; // 15
-    let threads = fields.nth(4)?.parse().ok()?; // 20
+    // These two are signed.
+    let reaped = |field: &str| field.parse::<i64>().ok().map(|ticks| ticks.try_into().unwrap_or(0));
+    let reaped_user: u64 = reaped(fields.next()?)?; // 16
+    let reaped_system: u64 = reaped(fields.next()?)?; // 17
+    let threads = fields.nth(2)?.parse().ok()?; // 20
     let start_time = fields.nth(1)?.parse().ok()?; // 22
     let rss_pages = fields.nth(1)?.parse::<i64>().ok()?.try_into().unwrap_or(0); // 24
-    Some(Process { pid, ppid, session, state, start_time, cpu_ticks: user + system, threads, rss_pages })
+    let (cpu_ticks, reaped_ticks) = (user + system, reaped_user + reaped_system);
+    Some(Process { pid, ppid, session, state, start_time, cpu_ticks, reaped_ticks, threads, rss_pages })
 }
 
 #[cfg(test)]
@@ -217,6 +224,7 @@ mod tests {
             state: b'S',
             start_time: 987_654,
             cpu_ticks: 42,
+            reaped_ticks: 51,
             threads: 5,
             rss_pages: 77,
         };

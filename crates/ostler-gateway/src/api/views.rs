@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use ostler_api::{EventView, InstanceView, LogLine, ServerView, SessionView};
 use ostler_domain::Scope;
+use ostler_os::meter::TreeUsage;
 use ostler_supervisor::clock::now_ms;
 use ostler_supervisor::events::Entry;
 use ostler_supervisor::{InstanceHandle, Server, Session, log};
 
-use super::usage::TreeUsage;
 use crate::Gateway;
 
 fn millis(duration: std::time::Duration) -> u64 {
@@ -31,14 +31,14 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: 
         owner: handle.owner.to_string(),
         era: handle.era().map(|era| era.as_str().to_owned()),
         pid: snapshot.pid,
-        processes: usage.stats.processes,
+        processes: usage.processes,
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
         calls: snapshot
             .connection
             .as_ref()
             .map_or(0, |connection| u32::try_from(connection.open_calls()).unwrap_or(u32::MAX)),
         restarts: snapshot.restarts,
-        rss_bytes: usage.stats.rss_bytes,
+        rss_bytes: usage.rss_bytes,
         cpu_percent: usage.cpu_percent,
         uptime_ms: snapshot.started_ms.map_or(0, |started| now_ms().saturating_sub(started)),
         ports: BTreeMap::new(),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 
-use ostler_os::{Exit, GuardEvent, SpawnError, SpawnFailure, Spawner, env, stats};
+use ostler_os::meter::{Detail, Meter, TreeRoot, TreeUsage};
+use ostler_os::{Exit, GuardEvent, SpawnError, SpawnFailure, Spawner, env};
 use ostler_testkit::mark::Mark as TestMark;
 use tokio::io::AsyncWriteExt as _;
 
@@ -194,11 +195,19 @@ async fn a_tree_is_counted_without_its_guard() {
     let (leader, _) = started(&mut tree.events).await;
     see(&mark, "both", |marked| marked.iter().filter(|one| one.command.starts_with("sleep")).count() == 2)
         .await;
-    let stats = stats::tree_stats(tree.guard_pid).expect("/proc");
-    assert_eq!((stats.processes, stats.threads, stats.pids[0]), (3, 3, leader));
-    assert!(!stats.pids.contains(&tree.guard_pid));
-    assert!(stats.rss_bytes > 100_000 && stats.guard_rss_bytes > 100_000, "{stats:?}");
+    let mut meter = Meter::default();
+    let root = TreeRoot { guard_pid: tree.guard_pid, guard_start: tree.guard_start };
+    let mut measure = || meter.sample(&[root], Detail { fds: true, pss: true }).expect("/proc").remove(0);
+    let usage = measure();
+    assert_eq!((usage.processes, usage.threads, usage.pids[0]), (3, 3, leader));
+    assert!(!usage.pids.contains(&tree.guard_pid));
+    assert!(usage.rss_bytes > 100_000 && usage.guard_rss_bytes > 100_000, "{usage:?}");
+    assert!(usage.pss_bytes.is_some_and(|pss| pss > 10_000 && pss < usage.rss_bytes), "{usage:?}");
+    assert!(
+        usage.fds.is_some_and(|fds| (9..=30).contains(&fds)),
+        "three each, and a few of the shell's: {usage:?}"
+    );
     tree.control.kill();
     until_empty(&mut tree.events).await;
-    assert_eq!(stats::tree_stats(tree.guard_pid).expect("/proc"), stats::TreeStats::default());
+    assert_eq!(measure(), TreeUsage::default());
 }
