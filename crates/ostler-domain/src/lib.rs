@@ -4,6 +4,7 @@
 
 pub mod event;
 pub mod graph;
+pub mod health;
 pub mod ids;
 pub mod instance;
 pub mod ports;

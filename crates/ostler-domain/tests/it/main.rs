@@ -1,6 +1,7 @@
 //! Tests of the pure core, by calling it.
 
 mod graph;
+mod health;
 mod model;
 mod scenarios;
 mod support;
