@@ -132,6 +132,11 @@ pub enum Happening {
         /// What is wrong.
         reason: String,
     },
+    /// It serves nobody well any more and is ended.
+    Unhealthy {
+        /// What is wrong.
+        reason: String,
+    },
     /// It is well again.
     Recovered {
         /// After this time.
@@ -218,6 +223,7 @@ impl Happening {
             Self::Stopped { .. } => "stopped",
             Self::Stuck { .. } => "stuck",
             Self::Degraded { .. } => "degraded",
+            Self::Unhealthy { .. } => "unhealthy",
             Self::Recovered { .. } => "recovered",
             Self::Refused { .. } => "refused",
             Self::Dropped { .. } => "dropped",
@@ -235,7 +241,9 @@ impl Happening {
     /// How much it matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::GaveUp { .. } | Self::Failed { .. } | Self::Stuck { .. } => Severity::Error,
+            Self::GaveUp { .. } | Self::Failed { .. } | Self::Stuck { .. } | Self::Unhealthy { .. } => {
+                Severity::Error
+            }
             Self::Exited { exit } if !exit.is_clean() => Severity::Warning,
             Self::StopStep { step: StopStep::Kill, kills, .. } if *kills > 1 => Severity::Error,
             Self::StopStep { step: StopStep::Kill, .. }
@@ -299,6 +307,7 @@ impl fmt::Display for Happening {
                 List(pids)
             ),
             Self::Degraded { reason } => write!(f, "not well: {reason}"),
+            Self::Unhealthy { reason } => write!(f, "unhealthy, so it is ended: {reason}"),
             Self::Recovered { after } => write!(f, "well again after {}", human(*after)),
             Self::Refused { what, why } => write!(f, "{what} refused: {why}"),
             Self::Dropped { what, count } => write!(f, "dropped {count}: {what}"),

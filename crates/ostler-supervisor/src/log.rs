@@ -139,6 +139,13 @@ impl Log {
         lines.split_off(lines.len().saturating_sub(most))
     }
 
+    /// The number of the latest line that a process wrote, 0 before the first.
+    pub(crate) fn latest_output(&self) -> u64 {
+        let rings = self.lock();
+        let latest = |stream: Stream| rings.rings[stream as usize].latest().map_or(0, |slot| slot.seq);
+        latest(Stream::Stderr).max(latest(Stream::Stdout))
+    }
+
     /// How many lines were dropped for lack of room.
     pub fn dropped(&self) -> u64 {
         self.lock().dropped

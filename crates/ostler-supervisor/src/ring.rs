@@ -35,6 +35,11 @@ impl<T> TextRing<T> {
         gone
     }
 
+    /// What is known of the latest text.
+    pub(crate) fn latest(&self) -> Option<&T> {
+        self.slots.back().map(|(about, _)| about)
+    }
+
     /// How many texts it holds at most.
     pub(crate) fn max_texts(&self) -> usize {
         self.max_texts

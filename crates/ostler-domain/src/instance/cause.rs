@@ -81,6 +81,11 @@ pub enum Cause {
     ExitedEarly(Exit),
     /// The process ended after it had been ready.
     Exited(Exit),
+    /// The process ran, but served nobody well any more, and was ended for that.
+    Unhealthy {
+        /// What was wrong.
+        why: String,
+    },
 }
 
 impl Cause {
@@ -103,6 +108,7 @@ impl fmt::Display for Cause {
             }
             Self::ExitedEarly(exit) => write!(f, "the server {exit} before it was ready"),
             Self::Exited(exit) => write!(f, "the server {exit}"),
+            Self::Unhealthy { why } => write!(f, "the server was unhealthy: {why}"),
         }
     }
 }

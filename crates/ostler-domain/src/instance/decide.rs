@@ -45,6 +45,7 @@ impl Turn<'_> {
             Event::TreeEmpty { .. } => self.tree_empty(),
             Event::Stuck { pids, .. } => self.stuck(pids),
             Event::Degraded { reason, .. } => self.degraded(clip(reason)),
+            Event::Unhealthy { reason, .. } => self.unhealthy(clip(reason)),
             Event::Recovered { .. } => self.recovered(),
             Event::Timer { kind, .. } => self.timer_fired(kind),
         }
@@ -207,6 +208,14 @@ impl Turn<'_> {
             // The latest reason is shown; a figure in it may change with each probe, so it is not recorded.
             State::Degraded { reason: shown, .. } => *shown = reason,
             _ => {}
+        }
+    }
+
+    /// It still runs, so it is stopped as politely as any other, and judged like one that ended by itself.
+    fn unhealthy(&mut self, why: String) {
+        if self.it.state.serves() {
+            self.record(Happening::Unhealthy { reason: why.clone() });
+            self.begin_stop(AfterStop::ByPolicy { cause: Cause::Unhealthy { why } });
         }
     }
 

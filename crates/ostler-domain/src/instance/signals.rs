@@ -82,6 +82,13 @@ pub enum Event {
         /// What is wrong.
         reason: String,
     },
+    /// It serves nobody well any more and is to be ended; the restart policy decides what follows.
+    Unhealthy {
+        /// Of this generation.
+        generation: Generation,
+        /// What is wrong.
+        reason: String,
+    },
     /// It is well again.
     Recovered {
         /// Of this generation.
@@ -110,6 +117,7 @@ impl Event {
             | Self::TreeEmpty { generation }
             | Self::Stuck { generation, .. }
             | Self::Degraded { generation, .. }
+            | Self::Unhealthy { generation, .. }
             | Self::Recovered { generation }
             | Self::Timer { generation, .. } => Some(*generation),
         }

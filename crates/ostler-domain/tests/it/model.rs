@@ -208,6 +208,7 @@ impl World {
             can.push(Event::TreeEmpty { generation });
         }
         can.push(Event::Degraded { generation, reason: "slow".into() });
+        can.push(Event::Unhealthy { generation, reason: "three pings unanswered".into() });
         can.push(Event::Recovered { generation });
         can
     }
@@ -430,6 +431,7 @@ fn reports(generation: Generation) -> Vec<Event> {
         Event::TreeEmpty { generation },
         Event::Stuck { generation, pids: vec![1] },
         Event::Degraded { generation, reason: "late".into() },
+        Event::Unhealthy { generation, reason: "late".into() },
         Event::Recovered { generation },
     ]
 }

@@ -121,6 +121,8 @@ pub struct Connection {
     generation: Generation,
     sender: mpsc::Sender<ToProcess>,
     orders: mpsc::Sender<Order>,
+    /// Requests of the gateway's own that wait for their answer.
+    asking: AtomicUsize,
     tickets: AtomicU64,
     state: Arc<Shared>,
 }
@@ -133,6 +135,22 @@ pub(crate) struct Shared {
     param_headers: RwLock<Arc<ParamHeaders>>,
 }
 
+/// A request of the gateway's own that somebody waits for.
+struct Asked<'a> {
+    connection: &'a Connection,
+    ticket: Ticket,
+    answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.connection.asking.fetch_sub(1, Ordering::Relaxed);
+        if !self.answered {
+            self.connection.hung_up(self.ticket);
+        }
+    }
+}
+
 impl Connection {
     /// Starts the task of a connection on the process's standard input and output.
     pub fn open(stdin: Input, stdout: Output, parts: Parts) -> Arc<Self> {
@@ -142,7 +160,14 @@ impl Connection {
         let generation = parts.generation;
         let task = task::Task::new(parts, stdin, Arc::clone(&state));
         tokio::spawn(task.run(stdout, receiver, order_receiver));
-        Arc::new(Self { generation, sender, orders, tickets: AtomicU64::new(0), state })
+        Arc::new(Self {
+            generation,
+            sender,
+            orders,
+            tickets: AtomicU64::new(0),
+            asking: AtomicUsize::new(0),
+            state,
+        })
     }
 
     /// Which of the instance's processes it leads to.
@@ -150,9 +175,10 @@ impl Connection {
         self.generation
     }
 
-    /// Calls that run or wait.
+    /// Calls of clients that run or wait; what the gateway asks on its own account is not counted.
     pub fn open_calls(&self) -> usize {
-        self.state.open_calls.load(Ordering::Relaxed)
+        let asking = self.asking.load(Ordering::Relaxed);
+        self.state.open_calls.load(Ordering::Relaxed).saturating_sub(asking)
     }
 
     /// Sessions attached.
@@ -184,7 +210,7 @@ impl Connection {
         self.send(ToProcess::Call(call), patience).await
     }
 
-    /// Sends a request of the gateway's own and waits for its answer.
+    /// Sends a request of the gateway's own and waits for its answer. When nobody waits any more, it is cancelled.
     ///
     /// # Errors
     /// When the connection closes first.
@@ -202,12 +228,16 @@ impl Connection {
             wire: message(ticket),
             sink,
         };
+        self.asking.fetch_add(1, Ordering::Relaxed);
+        let mut asked = Asked { connection: self, ticket, answered: false };
         self.sender.send(ToProcess::Call(request)).await.map_err(|_| SendError::Closed)?;
-        match first.await {
+        let answer = match first.await {
             Ok(First::Answer(answer)) => Ok(answer),
-            Ok(First::Stream(stream)) => Ok(stream.answer.await.map_err(|_| SendError::Closed)?),
+            Ok(First::Stream(stream)) => stream.answer.await.map_err(|_| SendError::Closed),
             Err(_) => Err(SendError::Closed),
-        }
+        };
+        asked.answered = true;
+        answer
     }
 
     /// Sends a notification of the gateway's own.

@@ -9,6 +9,8 @@ pub(super) enum Ailment {
     Dependency,
     /// It closed its input or output.
     Closed,
+    /// Probes of its health failed.
+    Health,
 }
 
 impl Ailment {

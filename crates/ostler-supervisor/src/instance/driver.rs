@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use ostler_domain::event::Happening;
+use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
 use ostler_domain::{Era, Generation, InstanceId, Transport};
 use ostler_mcp::mux::Settings;
@@ -20,6 +21,8 @@ use tokio::time::Instant;
 
 use super::ailments::{Ailment, Ailments};
 use super::handshake::{self, Failed, Need, Opened};
+use super::health::{Verdict, Watch};
+use super::probe::Subject;
 use super::{InstanceHandle, Owner, Snapshot};
 use crate::admission::Place;
 use crate::capture::capture;
@@ -56,6 +59,8 @@ pub(crate) enum Inbox {
     Drained(Generation),
     /// The connection noticed something.
     News(Generation, News),
+    /// A probe of its health was answered, or went wrong.
+    Probed(ProbeId, Result<(), String>),
     /// The tree of this generation may be killed now.
     MayKill(Generation, Slot),
     /// The server closed its input or output a while ago; it had time to end by itself.
@@ -97,6 +102,7 @@ pub(crate) struct Driver {
     /// What is wrong with what it depends on.
     trouble: watch::Receiver<Option<String>>,
     ailments: Ailments,
+    health: Watch,
     /// Given back when nothing of the instance is left.
     _place: Place,
     removing: bool,
@@ -153,6 +159,7 @@ impl Driver {
             publish,
             trouble: server.watch_trouble(),
             ailments: Ailments::default(),
+            health: Watch::new(&server.spec.health),
             _place: creation.place,
             removing: false,
         };
@@ -164,12 +171,13 @@ impl Driver {
         self.dependencies_changed();
         loop {
             let timer = self.timer.map(|(_, _, at)| at);
-            let idle = self.idle_at();
+            let (idle, health) = (self.idle_at(), self.health.timer());
             crate::select::select! {
                 // The driver holds a sender itself: the channel does not end.
                 Some(message) = self.inbox.recv() => self.hear(message),
                 () = sleep_until(timer) => self.ring(),
                 () = sleep_until(idle) => self.retire_if_idle(),
+                () = sleep_until(health) => self.health_timer(),
                 // Its sender lives in the server, which `self` holds.
                 Ok(()) = self.trouble.changed() => self.dependencies_changed(),
             }
@@ -251,6 +259,7 @@ impl Driver {
             Inbox::News(_, News::AsksBack) => self.server.learn(&self.core, |traits| traits.asks_back = true),
             Inbox::News(generation, News::OutputClosed) => self.closed(generation, "output"),
             Inbox::News(generation, News::InputClosed) => self.closed(generation, "input"),
+            Inbox::Probed(probe, result) => self.health(HealthEvent::Answered { probe, result }),
             Inbox::MayKill(generation, slot) => self.kill(generation, slot),
             Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {
@@ -523,6 +532,7 @@ impl Driver {
         self.snapshot.guard_pid = None;
         self.snapshot.started_ms = None;
         self.ailments.forget_process();
+        self.health(HealthEvent::Ended);
         match running.spawn_failure {
             Some(why) => self.decide(Event::SpawnFailed { generation, why }),
             None => self.decide(Event::TreeEmpty { generation }),
@@ -586,6 +596,37 @@ impl Driver {
     fn ready(&mut self, generation: Generation) {
         self.decide(Event::HandshakeDone { generation });
         self.show_ailments();
+        if self.machine.state().serves() {
+            self.health(HealthEvent::Ready);
+        }
+    }
+
+    fn health_timer(&mut self) {
+        let running = self.connection().is_some_and(|connection| connection.open_calls() > 0);
+        self.health(HealthEvent::Calls { running });
+        self.health(HealthEvent::Timer);
+    }
+
+    /// What is to be done about its health.
+    fn health(&mut self, event: HealthEvent) {
+        let subject = || Subject {
+            connection: self.running.as_ref().and_then(|running| running.connection.clone()),
+            era: self.snapshot.era,
+            ports: Arc::default(),
+            launch: self.server.spec.launch.clone(),
+            log: Arc::clone(&self.log),
+            launcher: Arc::clone(&self.core.launcher),
+        };
+        let verdicts = self.health.decide(event, subject, &self.to_self);
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Ailing(reason) => self.ail(Ailment::Health, reason),
+                Verdict::Unhealthy(reason) => {
+                    let generation = self.machine.generation();
+                    self.decide(Event::Unhealthy { generation, reason });
+                }
+            }
+        }
     }
 
     fn dependencies_changed(&mut self) {
@@ -664,7 +705,7 @@ fn warn_ledger(result: Result<(), crate::ledger::LedgerError>) {
     }
 }
 
-fn convert(exit: ostler_os::Exit) -> Exit {
+pub(super) fn convert(exit: ostler_os::Exit) -> Exit {
     match exit {
         ostler_os::Exit::Code(code) => Exit::Code(code),
         ostler_os::Exit::Signal(signal) => Exit::Signal(signal),

@@ -7,6 +7,8 @@
 mod ailments;
 pub(crate) mod driver;
 pub mod handshake;
+mod health;
+mod probe;
 
 use std::fmt;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ mod client;
 mod crash;
 mod crosstalk;
 mod floors;
+mod health;
 mod order;
 mod orphans;
 mod support;

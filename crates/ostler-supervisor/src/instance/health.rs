@@ -1,0 +1,105 @@
+//! Health of one instance: performs what [`ostler_domain::health`] decides.
+
+use std::sync::Arc;
+
+use ostler_domain::health::{Health, HealthEffect, HealthEvent, HealthPolicy, ProbeId};
+use ostler_domain::{HealthSpec, Probe};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::driver::Inbox;
+use super::probe::{self, Pulse, Subject};
+use crate::clock;
+
+/// What the driver is to do about an instance's health.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It is not well, for this reason, or is again.
+    Ailing(Option<String>),
+    /// It is to be ended.
+    Unhealthy(String),
+}
+
+/// The health of one instance. Does nothing where it is not to be probed.
+pub(super) struct Watch {
+    health: Option<Health>,
+    probe: Probe,
+    /// The probe that is out.
+    out: Option<AbortHandle>,
+    /// What the heartbeat showed last; with the probe while one is out.
+    pulse: Arc<tokio::sync::Mutex<Pulse>>,
+    timer: Option<Instant>,
+}
+
+impl Watch {
+    pub(super) fn new(spec: &HealthSpec) -> Self {
+        Self {
+            health: HealthPolicy::of(spec).map(Health::new),
+            probe: spec.probe.clone(),
+            out: None,
+            pulse: Arc::default(),
+            timer: None,
+        }
+    }
+
+    /// When [`Self::decide`] is to be told of a timer.
+    pub(super) fn timer(&self) -> Option<Instant> {
+        self.timer
+    }
+
+    /// Takes in what happened; probes go to `subject` and report to `inbox`.
+    pub(super) fn decide(
+        &mut self,
+        event: HealthEvent,
+        subject: impl Fn() -> Subject,
+        inbox: &mpsc::Sender<Inbox>,
+    ) -> Vec<Verdict> {
+        let Some(health) = &mut self.health else { return Vec::new() };
+        let mut verdicts = Vec::new();
+        for effect in health.decide(event, clock::now()) {
+            match effect {
+                HealthEffect::Probe(id) => {
+                    let task = tokio::spawn(ask(
+                        id,
+                        self.probe.clone(),
+                        subject(),
+                        Arc::clone(&self.pulse),
+                        inbox.clone(),
+                    ));
+                    self.out = Some(task.abort_handle());
+                }
+                HealthEffect::Abort(_) => {
+                    if let Some(out) = self.out.take() {
+                        out.abort();
+                    }
+                }
+                HealthEffect::Degraded { reason } => verdicts.push(Verdict::Ailing(Some(reason))),
+                HealthEffect::Unhealthy { reason } => verdicts.push(Verdict::Unhealthy(reason)),
+                HealthEffect::Recovered { .. } => verdicts.push(Verdict::Ailing(None)),
+                HealthEffect::Timer(at) => self.timer = at.map(clock::instant),
+            }
+        }
+        verdicts
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(out) = self.out.take() {
+            out.abort();
+        }
+    }
+}
+
+async fn ask(
+    id: ProbeId,
+    probe: Probe,
+    subject: Subject,
+    pulse: Arc<tokio::sync::Mutex<Pulse>>,
+    inbox: mpsc::Sender<Inbox>,
+) {
+    // One probe is out at a time, so this waits for nobody.
+    let result = probe::probe(&probe, &subject, &mut *pulse.lock().await).await;
+    let _ = inbox.send(Inbox::Probed(id, result)).await;
+}
