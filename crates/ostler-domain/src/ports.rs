@@ -2,13 +2,16 @@
 //!
 //! | file | subject |
 //! |---|---|
+//! | `allocator.rs` | who has which port |
 //! | `name.rs` | names of ports, `{port.NAME}`, the variables that give them |
 
+mod allocator;
 mod name;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use allocator::{Allocator, PortError, PortFigures, QUARANTINE};
 pub use name::{NAME_MAX, PortRefs, is_port_name, port_refs, port_variable, substitute};
 
 /// How a server asks for one of its ports.

@@ -3,6 +3,7 @@
 mod graph;
 mod health;
 mod model;
+mod ports;
 mod scenarios;
 mod support;
 mod table;
