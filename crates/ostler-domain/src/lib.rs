@@ -2,6 +2,7 @@
 //! about them. Time comes in as an argument and effects go out as values; nothing here knows a runtime, a
 //! file, a clock, a process or a random number, so every decision can be tested by calling it.
 
+pub mod alert;
 pub mod event;
 pub mod graph;
 pub mod health;

@@ -1,5 +1,6 @@
 //! Tests of the pure core, by calling it.
 
+mod alerts;
 mod graph;
 mod health;
 mod model;
