@@ -9,6 +9,7 @@ pub mod health;
 pub mod ids;
 pub mod instance;
 pub mod ports;
+pub mod pressure;
 pub mod server;
 pub mod text;
 

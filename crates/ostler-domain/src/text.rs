@@ -32,3 +32,20 @@ pub fn human(duration: Duration) -> String {
         _ => format!("{} h {} min", secs / 3600, secs / 60 % 60),
     }
 }
+
+/// A number of bytes as a person would say it: `512 B`, `1.5 KiB`, `500 MiB`, `4 GiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut unit = 0;
+    // Tenths of the unit; below ten of it they are told, above they only distract.
+    let mut tenths = u128::from(bytes) * 10;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    if unit > 0 && tenths < 100 && !tenths.is_multiple_of(10) {
+        format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    } else {
+        format!("{} {}", tenths / 10, UNITS[unit])
+    }
+}

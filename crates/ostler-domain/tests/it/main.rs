@@ -5,6 +5,7 @@ mod graph;
 mod health;
 mod model;
 mod ports;
+mod pressure;
 mod scenarios;
 mod support;
 mod table;
