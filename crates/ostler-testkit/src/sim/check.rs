@@ -1,0 +1,169 @@
+//! What must hold after every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ostler_domain::{Scope, ServerSpec, StartMode};
+use ostler_supervisor::{InstanceHandle, Owner, Snapshot, Supervisor};
+
+use super::world::{State, Tree, World};
+
+/// Everything that can be said at any moment.
+///
+/// # Errors
+/// The promise that was broken.
+pub(super) fn step(world: &World) -> Result<(), String> {
+    let Some(supervisor) = world.supervisor() else { return Ok(()) };
+    let mut state = world.lock();
+    read_events(&mut state, &supervisor)?;
+    trees(&state)?;
+    limits(&state, &supervisor)?;
+    for server in supervisor.servers() {
+        for handle in server.instances() {
+            instance(&state, &handle)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_events(state: &mut State, supervisor: &Supervisor) -> Result<(), String> {
+    for entry in supervisor.events().after(state.chronicle.read, usize::MAX) {
+        state.chronicle.read(&entry)?;
+    }
+    Ok(())
+}
+
+fn name(tree: &Tree) -> String {
+    format!("{} g{}", tree.record.instance, tree.record.generation)
+}
+
+/// One generation of an instance at a time, no port twice, nothing after the end.
+fn trees(state: &State) -> Result<(), String> {
+    let mut instances = BTreeMap::new();
+    let mut ports = BTreeSet::new();
+    for tree in state.living() {
+        if state.down {
+            return Err(format!("{} lives after the shutdown", name(tree)));
+        }
+        if let Some(other) = instances.insert(&tree.record.instance, tree) {
+            return Err(format!("{} and {} live at the same time", name(other), name(tree)));
+        }
+        if let Some(port) = tree.ports.iter().find(|port| !ports.insert(port.as_str())) {
+            return Err(format!("port {port} of {} is given to another tree too", name(tree)));
+        }
+    }
+    Ok(())
+}
+
+fn limits(state: &State, supervisor: &Supervisor) -> Result<(), String> {
+    let limits = &supervisor.config().limits;
+    let living = state.living().count();
+    if living > limits.processes {
+        return Err(format!("{living} trees live, and limits.processes is {}", limits.processes));
+    }
+    let sessions = supervisor.sessions().len();
+    if sessions > limits.sessions {
+        return Err(format!("{sessions} sessions, and limits.sessions is {}", limits.sessions));
+    }
+    let known: usize = supervisor.servers().iter().map(|server| server.instances().len()).sum();
+    if known != supervisor.live_instances() {
+        return Err(format!("{known} instances, counted as {}", supervisor.live_instances()));
+    }
+    Ok(())
+}
+
+/// What an instance shows is true of its processes.
+fn instance(state: &State, handle: &Arc<InstanceHandle>) -> Result<(), String> {
+    let snapshot = handle.snapshot();
+    let mine = || state.trees.values().filter(|tree| tree.record.instance == handle.id);
+    let says = format!("{} g{} is `{}`", handle.id, snapshot.generation, snapshot.state.as_str());
+    if (snapshot.state.is_empty() || snapshot.removed)
+        && let Some(tree) = mine().find(|tree| tree.alive)
+    {
+        return Err(format!("{says}, and {} lives", name(tree)));
+    }
+    let current = mine().find(|tree| tree.record.generation == snapshot.generation);
+    if snapshot.state.serves() && !current.is_some_and(|tree| tree.opened) {
+        return Err(format!("{says}, and its process never answered the handshake"));
+    }
+    current_only(&snapshot, current).map_err(|what| format!("{says}, and {what}"))
+}
+
+/// Nothing of an earlier generation is shown as this one's.
+fn current_only(snapshot: &Snapshot, current: Option<&Tree>) -> Result<(), String> {
+    if snapshot.pid.is_some() && snapshot.pid != current.and_then(|tree| tree.leader_pid) {
+        return Err(format!("its pid {:?} is not its process's", snapshot.pid));
+    }
+    let guard = current.map(|tree| tree.guard_pid.cast_signed());
+    if snapshot.guard_pid.is_some() && snapshot.guard_pid != guard {
+        return Err(format!("its guard {:?} is not its own", snapshot.guard_pid));
+    }
+    match &snapshot.connection {
+        Some(connection) if connection.generation() != snapshot.generation => {
+            Err(format!("its connection leads to generation {}", connection.generation()))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What must hold once a shutdown has said that nothing runs, and everybody had time to notice.
+///
+/// # Errors
+/// The promise that was broken.
+pub(super) fn end(world: &World, supervisor: &Supervisor) -> Result<(), String> {
+    let state = world.lock();
+    if let Some(tree) = state.living().next() {
+        return Err(format!("{} is left after the shutdown", name(tree)));
+    }
+    if supervisor.live_instances() != 0 {
+        return Err(format!("{} instances are left after the shutdown", supervisor.live_instances()));
+    }
+    if supervisor.budget().used() != 0 {
+        return Err(format!("{} bytes of bodies are still held", supervisor.budget().used()));
+    }
+    let unfinished = state.chronicle.unfinished();
+    if !unfinished.is_empty() {
+        return Err(format!("no outcome is recorded for {}", unfinished.join(", ")));
+    }
+    match state.rows.values().next() {
+        Some(row) if !state.ledger_failed => {
+            Err(format!("the ledger still holds {} g{}", row.instance, row.generation))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What must hold when nobody has wanted anything for long: only what starts by itself may be there.
+///
+/// # Errors
+/// The promise that was broken.
+pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String> {
+    for server in supervisor.servers() {
+        let eager = starts_by_itself(&server.spec);
+        let instances = server.instances();
+        for handle in &instances {
+            // What a person started stays until a person stops it.
+            let wanted = eager || world.plan().people > 0;
+            if !wanted || matches!(handle.owner, Owner::Session(_)) {
+                let state = handle.snapshot().state.as_str();
+                return Err(format!("{} is `{state}` long after anybody wanted it", handle.id));
+            }
+        }
+        let serves = instances.iter().any(|handle| handle.snapshot().state.serves());
+        if eager && world.plan().kind && !serves {
+            return Err(format!(
+                "{} starts with the daemon, has no reason to end, and is gone",
+                server.spec.name
+            ));
+        }
+    }
+    if !supervisor.sessions().is_empty() {
+        return Err(format!("{} sessions are left, all idle", supervisor.sessions().len()));
+    }
+    Ok(())
+}
+
+/// Whether an instance is there although no client ever asked.
+fn starts_by_itself(spec: &ServerSpec) -> bool {
+    spec.start == StartMode::Eager && matches!(spec.scope, Scope::Shared | Scope::Principal)
+}
