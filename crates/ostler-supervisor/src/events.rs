@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::watch;
 use ostler_domain::event::{Happening, Severity};
-use tokio::sync::watch;
 
 use crate::clock::unix_ms;
 use crate::ring::TextRing;

@@ -38,6 +38,7 @@ pub mod server;
 pub mod session;
 pub mod stream;
 pub mod supervisor;
+pub mod watch;
 
 pub use budget::Budget;
 pub use connection::Connection;

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use tokio::sync::watch;
+use crate::watch;
 
 use crate::clock::unix_ms;
 use crate::ring::TextRing;

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch;
 use futures_util::future::join_all;
 use ostler_domain::event::Happening;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::Core;

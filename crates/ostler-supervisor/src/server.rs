@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::{Event, State};
 use ostler_domain::{Era, Generation, InstanceId, ServerSpec, Traits};
 use ostler_mcp::version;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
 
 use crate::admission::Counted;
 use crate::core::Core;

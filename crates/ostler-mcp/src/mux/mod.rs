@@ -445,15 +445,18 @@ impl<S> Mux<S> {
         }
     }
 
-    /// Ends every call and everything that waits, with the reason; for a process that is gone.
+    /// Ends every call and everything that waits, in the order in which they came, with the reason; for a process
+    /// that is gone.
     pub fn fail_all(&mut self, reason: &str, out: &mut Vec<Out<S>>) {
-        for Waiting { request, .. } in std::mem::take(&mut self.waiting) {
-            out.push(finish_error(request.sink, &request.client_id, rpc::INSTANCE_LOST, reason));
-        }
-        for (_, call) in self.calls.drain() {
+        let mut calls: Vec<(Ticket, Call<S>)> = self.calls.drain().collect();
+        calls.sort_unstable_by_key(|(ticket, _)| *ticket);
+        for (_, call) in calls {
             if let Some(sink) = call.sink {
                 out.push(finish_error(sink, &call.client_id, rpc::INSTANCE_LOST, reason));
             }
+        }
+        for Waiting { request, .. } in std::mem::take(&mut self.waiting) {
+            out.push(finish_error(request.sink, &request.client_id, rpc::INSTANCE_LOST, reason));
         }
         self.by_client.clear();
         self.reverse.clear();
@@ -474,12 +477,13 @@ impl<S> Mux<S> {
     /// Ends the calls whose time is over: silent for too long, running or waiting for too long, or given up long
     /// ago; and refuses the requests of the process that no client answered in time.
     pub fn expire(&mut self, now_ms: u64, out: &mut Vec<Out<S>>) {
-        let over: Vec<Ticket> = self
+        let mut over: Vec<Ticket> = self
             .calls
             .iter()
             .filter(|(_, call)| self.due_ms(call) <= now_ms)
             .map(|(ticket, _)| *ticket)
             .collect();
+        over.sort_unstable();
         for ticket in over {
             self.time_out(ticket, now_ms, out);
         }

@@ -226,6 +226,7 @@ impl Task {
                 later => next = Some(next.map_or(later, |next| next.min(later))),
             }
         }
+        gone.sort_unstable();
         self.roll_call = next;
         for id in gone {
             self.undelivered(Some(id), "the client is gone");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
@@ -16,7 +17,7 @@ use ostler_domain::{Era, Generation, InstanceId, Transport};
 use ostler_mcp::mux::Settings;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::ailments::{Ailment, Ailments};

@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::watch;
 use ostler_domain::instance::{Event, State};
 use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::version::InitializeResult;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::{now, now_ms};
 use crate::connection::Connection;
