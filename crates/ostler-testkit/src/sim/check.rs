@@ -18,7 +18,7 @@ pub(super) fn step(world: &World) -> Result<(), String> {
     read_events(&mut state, &supervisor)?;
     trees(&state)?;
     limits(&state, &supervisor)?;
-    for server in supervisor.servers() {
+    for server in supervisor.servers().all() {
         for handle in server.instances() {
             instance(&state, &handle)?;
         }
@@ -65,7 +65,7 @@ fn limits(state: &State, supervisor: &Supervisor) -> Result<(), String> {
     if sessions > limits.sessions {
         return Err(format!("{sessions} sessions, and limits.sessions is {}", limits.sessions));
     }
-    let known: usize = supervisor.servers().iter().map(|server| server.instances().len()).sum();
+    let known: usize = supervisor.servers().all().iter().map(|server| server.instances().len()).sum();
     if known != supervisor.live_instances() {
         return Err(format!("{known} instances, counted as {}", supervisor.live_instances()));
     }
@@ -138,7 +138,7 @@ pub(super) fn end(world: &World, supervisor: &Supervisor) -> Result<(), String> 
 /// # Errors
 /// The promise that was broken.
 pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String> {
-    for server in supervisor.servers() {
+    for server in supervisor.servers().all() {
         let eager = starts_by_itself(&server.spec);
         let instances = server.instances();
         for handle in &instances {

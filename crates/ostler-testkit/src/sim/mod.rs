@@ -130,7 +130,7 @@ async fn life(world: &World) {
     let Some(supervisor) = assemble(world).await else { return };
     world.watch(&supervisor);
     let watching = tokio::spawn(follow_events(world.clone(), Arc::clone(&supervisor)));
-    supervisor.start_eager(&Caller { principal: "ann".into(), project: "red".into() }).await;
+    supervisor.start_eager(&Caller { principal: "ann".into(), project: "red".into() });
     let plan = world.plan().clone();
     let mut crowd = crowd(world, &supervisor);
     tokio::time::sleep(plan.horizon).await;
@@ -191,13 +191,14 @@ fn quiet_time(world: &World, supervisor: &Supervisor) -> Duration {
     let of_server = |server: &Arc<ostler_supervisor::Server>| {
         server.spec.call_max * 2 + server.spec.idle * 3 + longest(world, server) * 4
     };
-    world.plan().config.sessions.idle + supervisor.servers().iter().map(of_server).max().unwrap_or_default()
+    world.plan().config.sessions.idle
+        + supervisor.servers().all().iter().map(of_server).max().unwrap_or_default()
 }
 
 async fn shut_down(world: &World, supervisor: &Arc<Supervisor>) {
     world.step(|| "shutdown".to_owned());
-    let servers = supervisor.servers().iter();
-    let slowest = servers.map(|server| longest(world, server)).max().unwrap_or_default();
+    let servers = supervisor.servers();
+    let slowest = servers.all().iter().map(|server| longest(world, server)).max().unwrap_or_default();
     let bound = SHUTDOWN + Duration::from_secs(1);
     let Ok(nothing_runs) = tokio::time::timeout(bound, supervisor.shutdown("the end")).await else {
         return world.violate(format!("the shutdown had no end within {bound:?}"));
@@ -231,7 +232,7 @@ async fn follow_events(world: World, supervisor: Arc<Supervisor>) {
             last.first()
                 .map_or_else(String::new, |entry| format!("event: {}: {}", entry.subject, entry.message))
         });
-        for handle in supervisor.servers().iter().flat_map(|server| server.instances()) {
+        for handle in supervisor.servers().all().iter().flat_map(|server| server.instances()) {
             if known.insert(handle.id.clone()) {
                 followers.spawn(follow_snapshots(world.clone(), handle));
             }

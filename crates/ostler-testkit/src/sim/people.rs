@@ -48,8 +48,8 @@ impl Somebody {
     }
 
     fn server(&mut self) -> Arc<Server> {
-        let supervisor = Arc::clone(&self.supervisor);
-        Arc::clone(self.dice.pick(supervisor.servers()))
+        let servers = self.supervisor.servers();
+        Arc::clone(self.dice.pick(servers.all()))
     }
 
     async fn rest(&mut self) {
@@ -156,7 +156,7 @@ impl Somebody {
             }
             let modern = |name: &str| self.world.plan().temperaments.get(name).is_some_and(|it| it.modern);
             let supervisor = Arc::clone(&self.supervisor);
-            let server = Arc::clone(self.dice.clone().pick(supervisor.servers()));
+            let server = Arc::clone(self.dice.clone().pick(supervisor.servers().all()));
             let fits = modern(server.spec.name.as_str());
             self.dice.bits();
             // A client of the wrong era now and then; where nothing goes wrong, none.

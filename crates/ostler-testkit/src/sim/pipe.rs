@@ -96,6 +96,17 @@ impl Pipe {
         Some(line)
     }
 
+    /// The daemon reads up to `most` bytes; none is the end.
+    fn take(&self, most: usize) -> io::Result<Vec<u8>> {
+        let mut state = self.lock();
+        let room = most.min(state.bytes.len());
+        if room == 0 {
+            return if state.writer_closed { Ok(Vec::new()) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        }
+        let taken = state.part(room);
+        Ok(state.bytes.drain(..taken).collect())
+    }
+
     /// Whether the daemon has closed its end and everything was read.
     pub(super) fn at_end(&self) -> bool {
         let state = self.lock();
@@ -158,15 +169,15 @@ impl simulated::Output for OutputEnd {
     }
 
     fn try_read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
-        let mut state = self.0.lock();
-        let room = (buffer.capacity() - buffer.len()).min(state.bytes.len());
-        if room == 0 {
-            return if state.writer_closed { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
-        }
-        let taken = state.part(room);
-        let bytes: Vec<u8> = state.bytes.drain(..taken).collect();
+        let bytes = self.0.take(buffer.capacity() - buffer.len())?;
         buffer.extend_from_slice(&bytes);
-        Ok(taken)
+        Ok(bytes.len())
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.0.take(buffer.len())?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
     }
 }
 
