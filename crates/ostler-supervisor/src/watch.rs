@@ -187,7 +187,8 @@ mod ordered {
                 let (mut receiver, order) = (receiver.clone(), order.clone());
                 tokio::spawn(async move {
                     receiver.changed().await.expect("it is not gone");
-                    order.send((number, *receiver.borrow())).await.expect("it listens");
+                    let value = *receiver.borrow();
+                    order.send((number, value)).await.expect("it listens");
                 });
             }
             tokio::task::yield_now().await;
