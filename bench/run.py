@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the gateway benchmark or the churn benchmark; see README.md beside this file."""
+"""Runs the gateway, the churn or the supervision benchmark; see README.md beside this file."""
 
 import argparse
 import json
 import subprocess
 import sys
 
-from harness import report, targets
+from harness import report, supervision, supervision_report, supervisors, targets
 from harness.processes import TargetFailed
 
 LOAD_DEADLINE_S = 300
@@ -20,23 +20,25 @@ def main():
     (targets.OUT / "logs").mkdir(parents=True, exist_ok=True)
     names = chosen(arguments)
     seen = report.machine()
-    tools = targets.build_tools()
+    run, install, package = BENCHMARKS[arguments.benchmark]
+    tools = targets.build_tools(package)
     if not arguments.no_install:
-        targets.install_peers(names)
+        install(names)
     if {"ostler", "ostler-session"} & set(names):
         targets.build_ostler()
-    kept = gateway(arguments, names, tools, seen) if arguments.benchmark == "gateway" else churn(names, tools, seen)
+    kept = run(arguments, names, tools, seen)
     return 0 if kept or not arguments.strict else 1
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmark", choices=["gateway", "churn"])
-    parser.add_argument("--quick", action="store_true", help="one round of one second: a smoke test, not figures")
+    parser.add_argument("benchmark", choices=list(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="one short round: a smoke test, not figures")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 3)")
     parser.add_argument("--seconds", type=float, help="seconds measured per cell (default 5)")
+    parser.add_argument("--children", type=int, default=100, help="children of each supervisor (default 100)")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 64], help="session counts")
-    parser.add_argument("--only", nargs="+", metavar="TARGET", help="only these: direct, " + ", ".join(all_targets()))
+    parser.add_argument("--only", nargs="+", metavar="TARGET", help="only these: " + ", ".join(["direct", *all_targets(), *supervisors_by_name()]))
     parser.add_argument("--no-install", action="store_true", help="install nothing; a missing peer is left out")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a bar is missed")
     arguments = parser.parse_args()
@@ -49,9 +51,15 @@ def all_targets():
     return {target.name: target for target in targets.ALL + targets.CHURN_ONLY}
 
 
+def supervisors_by_name():
+    return {supervisor.name: supervisor for supervisor in supervisors.ALL}
+
+
 def chosen(arguments):
     """The names of the targets to run, in order."""
-    if arguments.benchmark == "gateway":
+    if arguments.benchmark == "supervision":
+        known = list(supervisors_by_name())
+    elif arguments.benchmark == "gateway":
         known = ["direct"] + [target.name for target in targets.ALL]
     else:
         known = [target.name for target in targets.ALL + targets.CHURN_ONLY]
@@ -121,7 +129,7 @@ def measure(name, tools, sessions, arguments):
     return run | {"left": left}
 
 
-def churn(names, tools, seen):
+def churn(arguments, names, tools, seen):
     """Each target once: 600 clients in rounds of 100."""
     results, failures = {}, {}
     for name in names:
@@ -151,12 +159,45 @@ def churn(names, tools, seen):
     return not failures and all(result["back_after_s"] is not None and not result["refused"] for result in own)
 
 
+def supervise(arguments, names, tools, seen):
+    """Round by round, each supervisor: its life, its crashes and its log, on a fresh daemon each."""
+    runs, failures = {}, {}
+    for number in range(1, arguments.rounds + 1):
+        for name in names:
+            supervisor = supervisors_by_name()[name]
+            try:
+                run = supervision.measure(supervisor, tools / "bench-child", arguments)
+            except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+                failures[name] = str(error)
+                say(f"round {number} {name:12}: FAILED: {error}")
+                continue
+            runs.setdefault(name, []).append(run)
+            say(f"round {number} {name:12}: " + supervision_report.short(run))
+    rows = {name: supervision_report.medians(runs[name]) for name in names if name in runs}
+    labels = {name: supervisor.label for name, supervisor in supervisors_by_name().items()}
+    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds, "children": arguments.children}
+    versions = supervisors.debian_versions()
+    text = supervision_report.markdown(seen, rows, labels, settings, versions)
+    text += "".join(f"- not measured: {name}: {reason}\n" for name, reason in failures.items())
+    raw = [{"target": name, "runs": cells} for name, cells in runs.items()]
+    data = {"machine": seen, "settings": settings, "versions": versions, "results": raw, "failures": failures}
+    write("supervision", data, text)
+    return not failures and all(kept for _, _, _, _, kept, _, _ in supervision_report.bars(rows))
+
+
 def write(name, data, text):
     (targets.OUT / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     (targets.OUT / f"{name}.md").write_text(text)
     print(text)
     say(f"written to {targets.OUT / name}.md and .json")
 
+
+# What each runs, what installs its peers, and the package of its programs.
+BENCHMARKS = {
+    "gateway": (gateway, targets.install_peers, "bench-gateway"),
+    "churn": (churn, targets.install_peers, "bench-gateway"),
+    "supervision": (supervise, supervisors.install, "bench-supervision"),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -206,9 +206,9 @@ def install_peers(names):
             call(["cargo", "install", "--locked", "--root", CACHE / "cargo", package])
 
 
-def build_tools():
-    """Builds the benchmark's own programs; answers the folder they are in."""
-    call(["cargo", "build", "--release", "--package", "bench-gateway"], cwd=ROOT)
+def build_tools(package="bench-gateway"):
+    """Builds a benchmark's own programs; answers the folder they are in."""
+    call(["cargo", "build", "--release", "--package", package], cwd=ROOT)
     return target_directory() / "release"
 
 
