@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   daemon (subreaper)                 guard (subreaper, own session)        leader (own session) ...
-//!   Spawner::spawn ──posix_spawn──────▶ guard::main ──fork, exec───────────▶ the server
+//!   Spawner::spawn ──asks the forge───▶ guard::main ──fork, exec───────────▶ the server
 //!      control socket ◀──reports/orders──▶                                     │ descendants, however
 //!      stdin/stdout/stderr pipes ═════════ handed through, then closed ════════╡ they fork, stay below
 //!      pidfd of the guard                 waitpid(-1): ECHILD = nobody left ◀──┘ the guard
@@ -16,6 +16,7 @@
 //! | the leader          | the guard, at once ([`guard`])                                                   |
 //! | the daemon          | the guard, on end of file of its control socket ([`guard`])                      |
 //! | the guard           | the daemon: orphans come to it because it is a subreaper ([`sweep`])             |
+//! | the forge           | nobody needs to: it has no children; the daemon starts another                     |
 //! | daemon and guard    | the next daemon, from recorded trees: pid + start time + boot id, mark ([`reap`]) |
 //!
 //! Threads and tasks this crate starts:
@@ -30,6 +31,7 @@
 pub mod boot;
 mod cgroup;
 pub mod env;
+mod forge;
 pub mod guard;
 mod kill;
 pub mod limits;

@@ -1,8 +1,9 @@
 //! The daemon's side: starting a server through a guard, hearing from the guard, giving it orders.
 //!
-//! The guard is started by `posix_spawn`, whose cost does not grow with the daemon's memory. Every descriptor
-//! made here is close-on-exec and the server's are passed over the control socket, so nothing leaks into a
-//! process that another thread starts at the same time.
+//! The guard is forked from a small process that does nothing else (the forge, see [`crate::guard`]), or, where
+//! that does not work, started by `posix_spawn`: the cost of neither grows with the daemon's memory. Every
+//! descriptor made here is close-on-exec and the server's are passed over the control socket, so nothing leaks into
+//! a process that another thread starts at the same time.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,6 +25,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use crate::cgroup::home;
+use crate::forge::{self, Forge, Outcome};
 use crate::guard::GUARD_ARGUMENT;
 use crate::limits::{LimitHit, Limits};
 use crate::mark::{MARK_VARIABLE, Mark};
@@ -97,6 +99,8 @@ pub enum SpawnError {
 #[derive(Clone, Debug)]
 pub struct Spawner {
     guard_exe: PathBuf,
+    /// What guards are made by; ends with the last clone.
+    forge: Arc<Forge>,
 }
 
 impl Default for Spawner {
@@ -114,7 +118,13 @@ impl Spawner {
         }
         // Before the first guard: those live where the daemon lives.
         home::claim();
-        Self { guard_exe: guard_exe.into() }
+        Self { guard_exe: guard_exe.into(), forge: Arc::default() }
+    }
+
+    /// The pid of the process that guards are forked from, once the first was: of the daemon's processes the one
+    /// that is neither itself nor a guard.
+    pub fn forge_pid(&self) -> Option<i32> {
+        self.forge.pid()
     }
 
     /// Starts a guard and tells it to start the server; does not wait for that. Dropping the last
@@ -126,8 +136,7 @@ impl Spawner {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn spawn(&self, request: SpawnRequest) -> Result<Guarded, SpawnError> {
-        let channels = Channels::open().map_err(SpawnError::Channels)?;
-        let (guard_pid, pidfd) = self.start_guard(channels.guard_end, request.mark)?;
+        let (channels, guard_pid, pidfd) = self.start_guard(request.mark)?;
         // From here on the driver reaps the guard, and dropping `control` ends it.
         let link = Arc::new(Link { socket: channels.daemon_end, pidfd });
         let control = GuardControl(Arc::new(Hold {
@@ -138,6 +147,8 @@ impl Spawner {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         tokio::spawn(Driver { link: Arc::clone(&link), guard_pid, mark: request.mark, events }.run());
         let server = [&channels.server_stdin, &channels.server_stdout, &channels.server_stderr];
+        // The guard's end is its own now: it must not seem to live because the daemon holds it.
+        drop(channels.guard_end);
         wire::send_spec(link.socket.get_ref(), &spec(&request), server.map(|fd| fd.as_fd()))
             .map_err(SpawnError::Handover)?;
         // Readable even if the guard has ended: where the driver runs, it is reaped later than this, or the
@@ -155,26 +166,42 @@ impl Spawner {
         })
     }
 
-    fn start_guard(&self, control: OwnedFd, mark: Mark) -> Result<(i32, AsyncFd<OwnedFd>), SpawnError> {
+    /// A guard that runs, and the channels to it and to its server.
+    fn start_guard(&self, mark: Mark) -> Result<(Channels, i32, AsyncFd<OwnedFd>), SpawnError> {
         let failed = |source| SpawnError::Guard { program: self.guard_exe.display().to_string(), source };
-        // No `pre_exec` and a path as program: this keeps the standard library on posix_spawn.
-        let mut command = Command::new(&self.guard_exe);
-        command.arg0("ostler").arg(GUARD_ARGUMENT).arg(mark.to_string()).env_clear();
-        command.stdin(control).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let mut channels = Channels::open().map_err(SpawnError::Channels)?;
         // Held until the guard is registered, so that no sweep takes it for an orphan.
         let mut registry = REGISTRY.lock();
-        let child = command.spawn().map_err(failed)?;
-        let pid = child.id().cast_signed();
+        let pid = match self.forge.make(&self.guard_exe, &channels.guard_end, mark, &mut registry) {
+            Outcome::Made(pid) => pid,
+            Outcome::Failed(source) => return Err(failed(source)),
+            Outcome::Without => self.execute_guard(&channels.guard_end, mark).map_err(failed)?,
+            Outcome::Lost => {
+                // Of a guard that may hear what goes over them, these are the last it hears of.
+                channels = Channels::open().map_err(SpawnError::Channels)?;
+                forge::sweep_up();
+                self.execute_guard(&channels.guard_end, mark).map_err(failed)?
+            }
+        };
         registry.insert(pid);
         // It is our child and not reaped, so the pid is its own still.
         match crate::pidfd::open(pid).and_then(watch) {
-            Ok(pidfd) => Ok((pid, pidfd)),
+            Ok(pidfd) => Ok((channels, pid, pidfd)),
             Err(source) => {
                 // Cannot be watched, so it must not stay. It has no command yet and dies at once.
-                registry.end_unwatched(child);
+                registry.end_unwatched(pid);
                 Err(failed(source))
             }
         }
+    }
+
+    /// Starts a guard as a program.
+    fn execute_guard(&self, control: &OwnedFd, mark: Mark) -> io::Result<i32> {
+        // No `pre_exec` and a path as program: this keeps the standard library on posix_spawn.
+        let mut command = Command::new(&self.guard_exe);
+        command.arg0("ostler").arg(GUARD_ARGUMENT).arg(mark.to_string()).env_clear();
+        command.stdin(control.try_clone()?).stdout(Stdio::null()).stderr(Stdio::inherit());
+        Ok(command.spawn()?.id().cast_signed())
     }
 }
 
@@ -426,7 +453,7 @@ impl Driver {
             let Ok(mut ready) = self.link.socket.readable().await else {
                 return false;
             };
-            match wire::recv::<Report>(self.link.socket.get_ref()) {
+            match wire::recv::<Report, { wire::MAX_PACKET_BYTES }>(self.link.socket.get_ref()) {
                 Ok(Received::Message(Report::TreeEmpty)) => return true,
                 Ok(Received::Message(report)) => self.tell(event(report)),
                 Ok(Received::Nothing) => ready.clear_ready(),

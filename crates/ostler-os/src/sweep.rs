@@ -10,7 +10,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use crate::guard::STUCK_AFTER;
 use crate::kill::{Freeze, Killer, Pause};
@@ -56,12 +56,16 @@ impl Guards {
     }
 
     /// Ends a guard that was just started, has no command yet and cannot be watched.
-    pub(crate) fn end_unwatched(&mut self, mut child: std::process::Child) {
-        let pid = child.id().cast_signed();
-        if let Err(error) = child.kill().and_then(|()| child.wait()) {
-            tracing::error!(%error, pid, "cannot end a guard that cannot be watched");
+    pub(crate) fn end_unwatched(&mut self, guard: i32) {
+        if let Some(pid) = Pid::from_raw(guard) {
+            // Our child and not reaped: the number is its own.
+            let killed = rustix::process::kill_process(pid, Signal::KILL);
+            let reaped = || rustix::io::retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+            if let Err(error) = killed.and_then(|()| reaped()) {
+                tracing::error!(%error, guard, "cannot end a guard that cannot be watched");
+            }
         }
-        self.remove(pid);
+        self.remove(guard);
     }
 }
 
@@ -119,7 +123,7 @@ fn reap(child: &Process) -> bool {
         return true;
     };
     loop {
-        match rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(Some(_)) | Err(Errno::CHILD) => return true,
             Err(Errno::INTR) => {}
             Ok(None) | Err(_) => return false,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::home::Plan;
 use crate::limits::{LimitHit, Limits};
+use crate::mark::Mark;
 
 /// The longest spec, encoded. Arguments and environment together are limited to a quarter of the stack by
 /// execve(2), 2 MiB as a rule; encoding takes up to four bytes for one.
@@ -29,6 +30,10 @@ pub(crate) const MAX_SPEC_BYTES: usize = 8 * 1024 * 1024;
 
 /// The longest packet after the first. The longest texts in one are cut to fit (see [`MAX_TEXT_BYTES`]).
 pub(crate) const MAX_PACKET_BYTES: usize = 16 * 1024;
+
+/// The longest order, and the longest answer of a forge. A guard keeps the pages of its stack that it has used, so
+/// it makes no room for more.
+pub(crate) const MAX_ORDER_BYTES: usize = 128;
 
 /// The longest text in a packet. JSON can take six bytes for one, so this fits whatever the text is.
 pub(crate) const MAX_TEXT_BYTES: usize = 2 * 1024;
@@ -79,6 +84,15 @@ pub(crate) enum Report {
     TreeEmpty,
 }
 
+/// What a forge answers.
+#[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forged {
+    /// The guard that was made.
+    Guard { pid: i32 },
+    /// None could be made.
+    Failed { errno: i32 },
+}
+
 /// A pair of connected control sockets, both close-on-exec.
 pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -94,28 +108,54 @@ pub(crate) fn send_spec(socket: impl AsFd, spec: &Spec, stdio: [BorrowedFd<'_>; 
     let mut file = File::from(rustix::fs::memfd_create("ostler-spec", MemfdFlags::CLOEXEC)?);
     file.write_all(&encoded)?;
     file.rewind()?;
-    let fds = [file.as_fd(), stdio[0], stdio[1], stdio[2]];
+    // A packet of no bytes would look like end of file, so there is one.
+    send_fds(socket, b"s", &[file.as_fd(), stdio[0], stdio[1], stdio[2]])
+}
+
+/// Asks a forge for a guard. Does not wait.
+pub(crate) fn send_guard(socket: impl AsFd, mark: Mark, control: BorrowedFd<'_>) -> io::Result<()> {
+    send_fds(socket, mark.to_string().as_bytes(), &[control])
+}
+
+fn send_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SPEC_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "the buffer is made for these");
-    // A packet of no bytes would look like end of file, so there is one.
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "the buffer is made for the most of them");
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    rustix::net::sendmsg(socket, &[IoSlice::new(b"s")], &mut ancillary, flags)?;
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
     Ok(())
 }
 
 /// Waits for the first packet; `None` when the daemon is gone.
 pub(crate) fn recv_spec(socket: impl AsFd) -> io::Result<Option<(Spec, [OwnedFd; 3])>> {
     let mut byte = [0_u8; 1];
+    let Some((_, fds)) = recv_fds(socket, &mut byte)? else { return Ok(None) };
+    let [Some(file), Some(stdin), Some(stdout), Some(stderr)] = fds else {
+        return Err(invalid("the first packet came without its descriptors"));
+    };
+    let mut encoded = Vec::new();
+    File::from(file).take(MAX_SPEC_BYTES as u64).read_to_end(&mut encoded)?;
+    Ok(Some((serde_json::from_slice(&encoded)?, [stdin, stdout, stderr])))
+}
+
+/// Waits for the next wish for a guard; `None` when the daemon is gone.
+pub(crate) fn recv_guard(socket: impl AsFd) -> io::Result<Option<(Mark, OwnedFd)>> {
+    let mut bytes = [0_u8; MAX_ORDER_BYTES];
+    let Some((length, [control, ..])) = recv_fds(socket, &mut bytes)? else { return Ok(None) };
+    let mark = std::str::from_utf8(&bytes[..length]).ok().and_then(|text| text.parse().ok());
+    match (mark, control) {
+        (Some(mark), Some(control)) => Ok(Some((mark, control))),
+        _ => Err(invalid("a wish for a guard came without its mark or its descriptor")),
+    }
+}
+
+/// Waits for a packet with descriptors; `None` when the other side is gone.
+fn recv_fds(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Option<(usize, [Option<OwnedFd>; SPEC_FDS])>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SPEC_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        match rustix::net::recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
+        let into = &mut [IoSliceMut::new(&mut *bytes)];
+        match rustix::net::recvmsg(&socket, into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
             Err(Errno::CONNRESET) => return Ok(None),
             other => break other?,
@@ -129,17 +169,11 @@ pub(crate) fn recv_spec(socket: impl AsFd) -> io::Result<Option<(Spec, [OwnedFd;
         _ => None,
     });
     let mut fds = fds.next().into_iter().flatten();
-    let (Some(file), Some(stdin), Some(stdout), Some(stderr)) =
-        (fds.next(), fds.next(), fds.next(), fds.next())
-    else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the first packet came without its descriptors",
-        ));
-    };
-    let mut encoded = Vec::new();
-    File::from(file).take(MAX_SPEC_BYTES as u64).read_to_end(&mut encoded)?;
-    Ok(Some((serde_json::from_slice(&encoded)?, [stdin, stdout, stderr])))
+    Ok(Some((received.bytes, std::array::from_fn(|_| fds.next()))))
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// Sends one order or report without waiting.
@@ -161,9 +195,9 @@ pub(crate) enum Received<M> {
     End,
 }
 
-/// Receives one order or report without waiting.
-pub(crate) fn recv<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Received<M>> {
-    let mut packet = [0_u8; MAX_PACKET_BYTES];
+/// Receives one message of at most `MOST` bytes without waiting.
+pub(crate) fn recv<M: DeserializeOwned, const MOST: usize>(socket: impl AsFd) -> io::Result<Received<M>> {
+    let mut packet = [0_u8; MOST];
     loop {
         match rustix::net::recv(&socket, &mut packet[..], RecvFlags::DONTWAIT) {
             Ok((0, _)) => return Ok(Received::End),
@@ -239,8 +273,11 @@ mod tests {
         send(&daemon, &Order::Kill).expect("sent, never read");
         send(&guard, &Report::TreeEmpty).expect("sent");
         drop(guard);
-        assert_eq!(recv::<Report>(&daemon).expect("no error"), Received::Message(Report::TreeEmpty));
-        assert_eq!(recv::<Report>(&daemon).expect("no error"), Received::End);
+        assert_eq!(
+            recv::<Report, MAX_PACKET_BYTES>(&daemon).expect("no error"),
+            Received::Message(Report::TreeEmpty)
+        );
+        assert_eq!(recv::<Report, MAX_PACKET_BYTES>(&daemon).expect("no error"), Received::End);
     }
 
     #[test]
@@ -250,5 +287,32 @@ mod tests {
         assert!(serde_json::to_vec(&failed).expect("encodes").len() <= MAX_PACKET_BYTES);
         let stuck = Report::Stuck { pids: vec![i32::MIN; MAX_PIDS] };
         assert!(serde_json::to_vec(&stuck).expect("encodes").len() <= MAX_PACKET_BYTES);
+    }
+
+    #[test]
+    fn orders_and_answers_of_a_forge_fit_their_small_packets() {
+        let fits = |encoded: serde_json::Result<Vec<u8>>| encoded.expect("encodes").len() <= MAX_ORDER_BYTES;
+        assert!(fits(serde_json::to_vec(&Order::Terminate)) && fits(serde_json::to_vec(&Order::Kill)));
+        assert!(fits(serde_json::to_vec(&Forged::Guard { pid: i32::MIN })));
+        assert!(fits(serde_json::to_vec(&Forged::Failed { errno: i32::MIN })));
+        assert!(Mark::random().to_string().len() <= MAX_ORDER_BYTES);
+    }
+
+    #[test]
+    fn a_wish_for_a_guard_arrives_with_its_mark_and_its_socket() {
+        let (daemon, forge) = socket_pair().expect("a pair");
+        let (ours, theirs) = socket_pair().expect("a pair");
+        let mark = Mark::random();
+        send_guard(&daemon, mark, theirs.as_fd()).expect("sent");
+        drop(theirs);
+        let (got, control) = recv_guard(&forge).expect("received").expect("not the end");
+        assert_eq!(got, mark);
+        send(&ours, &Order::Kill).expect("sent");
+        assert_eq!(
+            recv::<Order, MAX_ORDER_BYTES>(&control).expect("received"),
+            Received::Message(Order::Kill)
+        );
+        drop(daemon);
+        assert!(recv_guard(&forge).expect("no error").is_none());
     }
 }

@@ -15,8 +15,9 @@ use clap::Parser as _;
 use ostler_cli::{Cli, Command, Exit};
 
 fn main() -> ExitCode {
-    // A guard must stay small and single-threaded: decided before a runtime or a parser exists.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "guard") {
+    // A guard, and what makes guards, must stay small and single-threaded: decided before a runtime or a parser
+    // exists.
+    if std::env::args_os().nth(1).is_some_and(|argument| ostler_os::guard::is_meant(&argument)) {
         ostler_os::guard::main();
     }
     let cli = Cli::parse();

@@ -16,11 +16,16 @@
 //!
 //! One thread, one poll: the control socket (standard input), a signalfd for SIGCHLD, and the files of the tree's
 //! cgroups that tell when a limit is hit.
+//!
+//! Guards are forked from one process that has loaded the program once ([`forge`]), or, where that does not work,
+//! started as a program each.
 
 mod birth;
+pub(crate) mod forge;
 mod shrink;
 mod start;
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,13 +37,18 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::cgroup::leaf::Leaf;
 use crate::kill::{Freeze, Killer, Pause};
-use crate::wire::{self, Order, Received, Report};
+use crate::wire::{self, MAX_ORDER_BYTES, Order, Received, Report};
+use forge::Role;
 
 /// The control socket, the signalfd, and what the tree's cgroups give to watch.
 const MAX_POLLED: usize = 2 + crate::cgroup::leaf::MAX_WATCHED;
 
 /// The word after the program name that makes the binary a guard.
 pub const GUARD_ARGUMENT: &str = "guard";
+
+/// The word after the program name that makes the binary a forge, the process that guards are forked from. As long
+/// as [`GUARD_ARGUMENT`], which takes its place in the guards.
+pub const FORGE_ARGUMENT: &str = "forge";
 
 /// From SIGTERM to SIGKILL for what a leader that ended by itself has left behind.
 pub const LEFTOVER_GRACE: Duration = Duration::from_millis(200);
@@ -52,11 +62,17 @@ pub const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// How often a guard reports limits at most, however often they are hit.
 pub const MAX_HITS: usize = crate::cgroup::leaf::MAX_HITS;
 
-/// Runs this process as a guard: the `ostler` binary calls it first thing when its first argument is
-/// [`GUARD_ARGUMENT`], before a runtime or a second thread exists. Standard input is the control socket.
+/// Whether the first argument says that this process is a guard or makes guards: then it is [`main`]'s.
+pub fn is_meant(argument: &OsStr) -> bool {
+    argument == GUARD_ARGUMENT || argument == FORGE_ARGUMENT
+}
+
+/// Runs this process as a guard, or as the forge that guards are made by: the `ostler` binary calls it first thing
+/// when its first argument is one that [`is_meant`], before a runtime or a second thread exists. Standard input is
+/// the control socket, or the forge's.
 ///
 /// Exits with 0 when no process of the tree is left, with 1 when it never had one because it was not started as
-/// a guard is.
+/// a guard is; a forge with 0 when the daemon is gone.
 pub fn main() -> ! {
     let status = match run() {
         Ok(()) => 0,
@@ -69,6 +85,10 @@ pub fn main() -> ! {
 }
 
 fn run() -> io::Result<()> {
+    let forged = std::env::args_os().nth(1).is_some_and(|argument| argument == FORGE_ARGUMENT);
+    if forged && let Role::Forge = forge::serve()? {
+        return Ok(());
+    }
     let (control, signals) = start::prepare()?;
     let Some((spec, stdio)) = wire::recv_spec(&control)? else {
         return Ok(()); // the daemon ended before it said what to start: there is nothing to guard
@@ -84,8 +104,10 @@ fn run() -> io::Result<()> {
             return Ok(());
         }
     };
-    // Before the report: once it is out, the guard has nothing open that is not its own.
-    shrink::shrink();
+    if !forged {
+        // Before the report: once it is out, the guard has nothing open that is not its own.
+        shrink::shrink();
+    }
     report(
         &control,
         &Report::Started { pid: leader.pid.as_raw_nonzero().get(), start_time: leader.start_time },
@@ -251,7 +273,7 @@ impl Guard {
     /// Follows what the daemon says.
     fn obey(&mut self) {
         while let Some(control) = &self.control {
-            match wire::recv::<Order>(control) {
+            match wire::recv::<Order, MAX_ORDER_BYTES>(control) {
                 Ok(Received::Message(Order::Terminate)) => {
                     if let Phase::Running = self.phase {
                         self.phase = Phase::Asked;

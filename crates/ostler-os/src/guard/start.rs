@@ -38,6 +38,23 @@ const IGNORED: [libc::c_int; 9] = [
 
 /// Makes this process a guard; gives the control socket and the signalfd.
 pub(super) fn prepare() -> io::Result<(OwnedFd, OwnedFd)> {
+    detach()?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    // The name in listings only.
+    let _ = rustix::thread::set_name(c"ostler-guard");
+    let signals = signalfd()?;
+    Ok((take_stdin()?, signals))
+}
+
+/// Makes this process a forge; gives its socket. What it opens and sets, a guard closes and sets for itself.
+pub(super) fn prepare_forge() -> io::Result<OwnedFd> {
+    detach()?;
+    let _ = rustix::thread::set_name(c"ostler-forge");
+    take_stdin()
+}
+
+/// Out of reach of what may happen to the daemon, but for its end.
+fn detach() -> io::Result<()> {
     for signal in IGNORED {
         set_disposition(signal, libc::SIG_IGN);
     }
@@ -47,17 +64,18 @@ pub(super) fn prepare() -> io::Result<(OwnedFd, OwnedFd)> {
     close_range(3, 0)?;
     // It fails only for the leader of a process group, which then has no terminal's group to fear either.
     let _ = rustix::process::setsid();
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    // A guard that was stopped would not see its daemon end. SIGCONT does nothing to a running one, so it does
+    // One that was stopped would not see its daemon end. SIGCONT does nothing to a running one, so it does
     // not matter that this also fires when only the daemon's thread that started it ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::CONT))?;
-    // The name in listings only.
-    let _ = rustix::thread::set_name(c"ostler-guard");
-    let signals = signalfd()?;
-    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    Ok(())
+}
+
+/// The socket that came as standard input, which then is empty.
+fn take_stdin() -> io::Result<OwnedFd> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    Ok((control, signals))
+    Ok(socket)
 }
 
 /// The server's first process.

@@ -1,6 +1,7 @@
 //! Real processes, real signals. Every test counts processes by a mark that they inherit.
 
 mod daemon;
+mod forge;
 mod guard;
 mod ladder;
 mod launch;

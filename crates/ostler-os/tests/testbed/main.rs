@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some(guard::GUARD_ARGUMENT) => guard::main(),
+        Some(guard::GUARD_ARGUMENT | guard::FORGE_ARGUMENT) => guard::main(),
         Some("daemon") => daemon(&arguments[1..]),
         Some("sweep") => sweep(&arguments[1..]),
         Some("fds") => fds(),

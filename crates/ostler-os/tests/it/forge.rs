@@ -1,0 +1,156 @@
+//! The forge: guards come from it, are as those that are started as programs, and do not need it to live on.
+
+use ostler_os::{Exit, GuardEvent, Spawner, sweep, tree};
+use ostler_testkit::mark::Mark as TestMark;
+use rustix::process::Signal;
+
+use super::daemon::Daemon;
+use super::{DEADLINE, SWEEPS, kill, request, see, spawner, started, until_empty};
+
+fn forge(spawner: &Spawner) -> i32 {
+    spawner.forge_pid().expect("guards come from a forge here")
+}
+
+fn words(pid: i32) -> Vec<String> {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).expect("it lives");
+    String::from_utf8_lossy(&command).trim_end_matches('\0').split('\0').map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guards_are_children_of_the_daemon_with_their_mark_as_argument() {
+    let (mark, spawner) = (TestMark::new(), spawner());
+    let mut trees = Vec::new();
+    for _ in 0..3 {
+        let request = request(&mark, "sleep", &["600"]);
+        let expected = request.mark;
+        let mut tree = spawner.spawn(request).expect("a guard starts");
+        started(&mut tree.events).await;
+        assert_eq!(words(tree.guard_pid), ["ostler", "guard", &expected.to_string()]);
+        let process = tree::read(tree.guard_pid).expect("/proc").expect("alive");
+        assert_eq!(process.ppid, std::process::id().cast_signed(), "a guard's parent is the daemon");
+        assert_eq!(process.session, tree.guard_pid, "and its session its own");
+        trees.push(tree);
+    }
+    let maker = forge(&spawner);
+    assert_eq!(words(maker)[..2], ["ostler", "forge"]);
+    assert!(trees.iter().all(|tree| tree.guard_pid != maker));
+    for mut tree in trees {
+        tree.control.kill();
+        until_empty(&mut tree.events).await;
+    }
+    assert_eq!(mark.processes(), []);
+}
+
+/// A page that a hundred guards have for themselves is a megabyte in four.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_has_little_memory_of_its_own() {
+    const MOST_KIB: u64 = 128;
+    let (mark, spawner) = (TestMark::new(), spawner());
+    let mut tree = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut tree.events).await;
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", tree.guard_pid)).expect("it lives");
+    let private = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).expect("counted");
+    let private: u64 = private.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(private < MOST_KIB, "{private} KiB:\n{rollup}");
+    tree.control.kill();
+    until_empty(&mut tree.events).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guards_outlive_their_forge_and_another_takes_its_place() {
+    let _sweeps = SWEEPS.write().await;
+    let (mark, spawner) = (TestMark::new(), spawner());
+    let mut before = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut before.events).await;
+    let first = forge(&spawner);
+    kill(first, Signal::KILL);
+    let mut during = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts without it");
+    started(&mut during.events).await;
+    assert_eq!(spawner.forge_pid(), None, "the dead one was noticed");
+    assert_eq!(tree::read(first).expect("/proc"), None, "and reaped");
+    let mut after = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut after.events).await;
+    assert_ne!(forge(&spawner), first);
+    see(&mark, "three servers", |marked| marked.len() == 3).await;
+    for mut tree in [before, during, after] {
+        tree.control.kill();
+        assert_eq!(until_empty(&mut tree.events).await, [GuardEvent::LeaderExited(Exit::Signal(9))]);
+    }
+    assert_eq!(mark.processes(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forge_that_does_not_answer_is_replaced() {
+    let _sweeps = SWEEPS.write().await;
+    let (mark, spawner) = (TestMark::new(), spawner());
+    let mut one = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut one.events).await;
+    let stopped = forge(&spawner);
+    kill(stopped, Signal::STOP);
+    let mut other = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts all the same");
+    started(&mut other.events).await;
+    assert_eq!(tree::read(stopped).expect("/proc"), None, "ended and reaped");
+    for mut tree in [one, other] {
+        tree.control.kill();
+        until_empty(&mut tree.events).await;
+    }
+    assert_eq!(mark.processes(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_spares_the_forge() {
+    let _sweeps = SWEEPS.write().await;
+    let (mark, spawner) = (TestMark::new(), spawner());
+    let mut tree = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut tree.events).await;
+    let maker = forge(&spawner);
+    tree.control.kill_guard();
+    until_empty(&mut tree.events).await;
+    assert_eq!(sweep::orphans().expect("/proc"), [] as [i32; 0]);
+    let mut again = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut again.events).await;
+    assert_eq!(forge(&spawner), maker, "the same one");
+    again.control.kill();
+    until_empty(&mut again.events).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_forge_ends_with_its_spawner_and_is_reaped() {
+    let (mark, spawner) = (TestMark::new(), spawner());
+    let clone = spawner.clone();
+    let mut tree = spawner.spawn(request(&mark, "sleep", &["600"])).expect("a guard starts");
+    started(&mut tree.events).await;
+    let maker = forge(&spawner);
+    drop(spawner);
+    assert_eq!(clone.forge_pid(), Some(maker), "as long as one is left");
+    drop(clone);
+    assert_eq!(tree::read(maker).expect("/proc"), None);
+    // The guard needs neither.
+    tree.control.kill();
+    assert_eq!(until_empty(&mut tree.events).await, [GuardEvent::LeaderExited(Exit::Signal(9))]);
+}
+
+#[test]
+fn the_forge_ends_with_the_daemon() {
+    let _orphans = SWEEPS.blocking_read();
+    let mark = TestMark::new();
+    let mut daemon = Daemon::start(&mark, 2, "sleep", &["600"]);
+    daemon.records();
+    let of_daemon = |process: &tree::Process| process.ppid == daemon.pid();
+    let scan = tree::Scan::take().expect("/proc");
+    let forges: Vec<(i32, u64)> = scan
+        .processes()
+        .iter()
+        .filter(|process| of_daemon(process) && words(process.pid).get(1).is_some_and(|word| word == "forge"))
+        .map(tree::Process::id)
+        .collect();
+    assert_eq!(forges.len(), 1);
+    daemon.kill();
+    mark.wait_for(DEADLINE, <[_]>::is_empty).expect("none left");
+    let pidfd = ostler_os::pidfd::open(forges[0].0);
+    if let Ok(pidfd) = pidfd {
+        let deadline = u32::try_from(DEADLINE.as_millis()).expect("fits");
+        ostler_os::pidfd::wait_any(&[pidfd], deadline).expect("waited");
+    }
+    assert!(!super::is_alive(forges[0]));
+}
