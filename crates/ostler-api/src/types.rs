@@ -24,6 +24,8 @@ pub struct DaemonStatus {
     pub max_sessions: u64,
     /// Resident memory of the daemon itself, in bytes.
     pub rss_bytes: u64,
+    /// Ports that instances hold now.
+    pub ports_held: u64,
     /// Bytes of requests and answers held in memory now.
     pub body_bytes: u64,
     /// How often each limit refused or dropped something since the start.

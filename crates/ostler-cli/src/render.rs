@@ -298,6 +298,7 @@ pub(crate) mod samples {
             sessions: 12,
             max_sessions: 1000,
             rss_bytes: 12_582_912,
+            ports_held: 0,
             body_bytes: 2048,
             counters: BTreeMap::from([("sessions".to_owned(), 3), ("bodies".to_owned(), 0)]),
         }

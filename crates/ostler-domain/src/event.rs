@@ -161,6 +161,11 @@ pub enum Happening {
         /// Which limit and what came of it, with the figures.
         what: String,
     },
+    /// A stranger listens on a port that an instance was given.
+    PortStolen {
+        /// Which port, and who.
+        what: String,
+    },
     /// A client's call was answered with an error before it reached the server.
     CallRefused {
         /// Why, and what to do.
@@ -228,6 +233,7 @@ impl Happening {
             Self::Refused { .. } => "refused",
             Self::Dropped { .. } => "dropped",
             Self::LimitHit { .. } => "limit-hit",
+            Self::PortStolen { .. } => "port-stolen",
             Self::CallRefused { .. } => "call-refused",
             Self::ReverseRequestRefused { .. } => "reverse-request-refused",
             Self::SessionStarted { .. } => "session-started",
@@ -253,6 +259,7 @@ impl Happening {
             | Self::Refused { .. }
             | Self::Dropped { .. }
             | Self::LimitHit { .. }
+            | Self::PortStolen { .. }
             | Self::CallRefused { .. }
             | Self::ReverseRequestRefused { .. }
             | Self::OrphanReaped { .. }
@@ -312,6 +319,7 @@ impl fmt::Display for Happening {
             Self::Refused { what, why } => write!(f, "{what} refused: {why}"),
             Self::Dropped { what, count } => write!(f, "dropped {count}: {what}"),
             Self::LimitHit { what } => write!(f, "at its limit: {what}"),
+            Self::PortStolen { what } => write!(f, "{what}; it gets another"),
             Self::CallRefused { reason } => write!(f, "call refused: {reason}"),
             Self::ReverseRequestRefused { method, reason } => {
                 write!(f, "the server's request `{method}` refused: {reason}")

@@ -11,6 +11,7 @@ use crate::events::Events;
 use crate::launch::Launcher;
 use crate::ledger::Ledger;
 use crate::lull::Lull;
+use crate::ports::Ports;
 use crate::registry::Registry;
 
 /// Shared by all drivers; nothing in it is locked for long.
@@ -25,4 +26,5 @@ pub(crate) struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) cleanup: Arc<Cleanup>,
+    pub(crate) ports: Arc<Ports>,
 }

@@ -30,6 +30,7 @@ pub mod ledger;
 pub mod log;
 pub mod lull;
 mod order;
+pub mod ports;
 pub mod random;
 pub mod registry;
 mod ring;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ostler_config::Config;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Event;
+use ostler_domain::ports::PortFigures;
 use ostler_domain::{Era, Generation, InstanceId, Scope};
 use ostler_mcp::version::InitializeResult;
 use ostler_os::Spawner;
@@ -24,6 +25,7 @@ use crate::instance::{InstanceHandle, Owner, Unavailable};
 use crate::launch::Launcher;
 use crate::ledger::{Ledger, LedgerError};
 use crate::order;
+use crate::ports::Ports;
 use crate::registry::{Registry, Table};
 use crate::server::{Server, Standing};
 use crate::session::{Opening, Session, Sessions, handle_of};
@@ -104,6 +106,7 @@ impl Supervisor {
             registry: Arc::default(),
             admission: Admission::new(bounds(&config)),
             cleanup: Cleanup::new(config.limits.cleanups),
+            ports: Ports::new(&config),
         });
         let mut servers = Vec::with_capacity(config.servers.len());
         for spec in &config.servers {
@@ -174,6 +177,11 @@ impl Supervisor {
     /// Servers and instances by name, id and pid.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.core.registry
+    }
+
+    /// How the ports are used.
+    pub fn ports(&self) -> PortFigures {
+        self.core.ports.figures()
     }
 
     /// The trees that are being cleaned up.

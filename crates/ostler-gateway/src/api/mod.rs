@@ -130,6 +130,7 @@ async fn status(State(gateway): App) -> Json<DaemonStatus> {
         sessions: supervisor.sessions().len() as u64,
         max_sessions: supervisor.sessions().limit() as u64,
         rss_bytes: ostler_os::own::rss_bytes().unwrap_or(0),
+        ports_held: supervisor.ports().held as u64,
         body_bytes: supervisor.budget().used() as u64,
         counters: supervisor.events().counters(),
     })

@@ -41,7 +41,7 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: 
         rss_bytes: usage.rss_bytes,
         cpu_percent: usage.cpu_percent,
         uptime_ms: snapshot.started_ms.map_or(0, |started| now_ms().saturating_sub(started)),
-        ports: BTreeMap::new(),
+        ports: BTreeMap::clone(&snapshot.ports),
         next_try_ms: snapshot.next_try().map(millis),
     }
 }

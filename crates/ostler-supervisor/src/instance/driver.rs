@@ -5,6 +5,7 @@
 //! stale ones. Effects that take time (the spawn, the handshake, draining) run as tasks that report back, so
 //! the driver never waits for a process.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -13,8 +14,9 @@ use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
-use ostler_domain::{Era, Generation, InstanceId, Transport};
+use ostler_domain::{Era, Generation, InstanceId, PortWish, Transport, ports};
 use ostler_mcp::mux::Settings;
+use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +35,7 @@ use crate::connection::{Connection, News, Parts};
 use crate::core::Core;
 use crate::launch::{Control, Launched};
 use crate::log::{Log, Stream};
+use crate::ports::Holder;
 use crate::server::Server;
 
 /// Wishes and reports that may wait for a driver.
@@ -78,6 +81,8 @@ struct Running {
     /// Said by the guard when the program could not be started.
     spawn_failure: Option<String>,
     leader_exited: bool,
+    /// Its guard, as the kernel knows it.
+    tree: TreeRoot,
     /// While it is being killed.
     slot: Option<Slot>,
 }
@@ -252,6 +257,7 @@ impl Driver {
             Inbox::Born(generation, Ok(guarded)) => self.born(generation, *guarded),
             Inbox::Born(generation, Err(why)) => {
                 self.spawning = None;
+                self.give_ports_back(generation);
                 self.decide(Event::SpawnFailed { generation, why });
             }
             Inbox::Guard(generation, event) => self.guard_said(generation, event),
@@ -363,6 +369,15 @@ impl Driver {
 
     fn spawn(&mut self, generation: Generation) {
         self.spawning = Some((generation, false));
+        match self.core.ports.allocate(&self.server.spec.ports, &self.holder(generation)) {
+            Ok(ports) => self.snapshot.ports = ports,
+            Err(error) => {
+                let born = Inbox::Born(generation, Err(error.to_string()));
+                let to_self = self.to_self.clone();
+                tokio::spawn(async move { to_self.send(born).await });
+                return;
+            }
+        }
         let request = self.request();
         let record = TreeRecord {
             mark: request.mark.to_string(),
@@ -381,12 +396,22 @@ impl Driver {
         });
     }
 
+    /// As what it holds ports.
+    fn holder(&self, generation: Generation) -> Holder {
+        Holder { instance: self.id.clone(), generation }
+    }
+
     fn request(&self) -> SpawnRequest {
         let (launch, limits) = (&self.server.spec.launch, &self.server.spec.limits);
+        let ports = &self.snapshot.ports;
+        let filled = |text: &String| ports::substitute(text, |name| ports.get(name).copied());
+        let mut set: BTreeMap<String, String> =
+            launch.env.iter().map(|(name, value)| (name.clone(), filled(value))).collect();
+        set.extend(ports.iter().map(|(name, port)| (ports::port_variable(name), port.to_string())));
         SpawnRequest {
             program: launch.command.clone().into(),
-            args: launch.args.iter().map(Into::into).collect(),
-            env: ostler_os::env::clean(&launch.inherit_env, &launch.env, std::env::vars_os()),
+            args: launch.args.iter().map(|arg| filled(arg).into()).collect(),
+            env: ostler_os::env::clean(&launch.inherit_env, &set, std::env::vars_os()),
             cwd: launch.cwd.clone(),
             limits: Limits {
                 memory: limits.memory,
@@ -422,6 +447,7 @@ impl Driver {
             connection,
             spawn_failure: None,
             leader_exited: false,
+            tree: TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start },
             slot: None,
         });
     }
@@ -532,6 +558,7 @@ impl Driver {
         self.snapshot.pid = None;
         self.snapshot.guard_pid = None;
         self.snapshot.started_ms = None;
+        self.give_ports_back(generation);
         self.ailments.forget_process();
         self.health(HealthEvent::Ended);
         match running.spawn_failure {
@@ -543,12 +570,14 @@ impl Driver {
     fn handshake(&mut self, generation: Generation) {
         self.with_running(generation, |driver, running| {
             let (connection, done) = (running.connection.clone(), driver.to_self.clone());
-            let need = driver.need.clone();
+            let (need, core) = (driver.need.clone(), Arc::clone(&driver.core));
+            let (tree, ports) = (running.tree, Arc::clone(&driver.snapshot.ports));
             tokio::spawn(async move {
                 let result = match connection {
                     Some(connection) => handshake::open(&connection, &need).await.map(Some),
-                    // A plain process is as ready as it will be when it runs.
-                    None => Ok(None),
+                    None if ports.is_empty() => Ok(None),
+                    // Ready once it is seen to listen where it was told to.
+                    None => core.ports.listening(tree, ports).await.map(|()| None).map_err(Failed::Theft),
                 };
                 let _ = done.send(Inbox::Opened(generation, result)).await;
             });
@@ -589,8 +618,35 @@ impl Driver {
                 });
                 self.remove(format!("the server does not serve {} clients", era.as_str()));
             }
+            Err(Failed::Theft(theft)) => {
+                self.core.ports.stolen(theft.port);
+                self.decide(Event::Restart { reason: theft.to_string() });
+            }
             Err(Failed::Other(why)) => self.decide(Event::HandshakeFailed { generation, why }),
         }
+    }
+
+    /// Its process is gone: others may have its ports. One that a stranger has is set aside: most likely the
+    /// process ended because of that.
+    fn give_ports_back(&mut self, generation: Generation) {
+        let ports = std::mem::take(&mut self.snapshot.ports);
+        if ports.is_empty() {
+            return;
+        }
+        let (held, holder) = (Arc::clone(&self.core.ports), self.holder(generation));
+        // The next process asks for the same again.
+        let fixed = |name: &String| matches!(self.server.spec.ports.get(name), Some(PortWish::Fixed(_)));
+        ports.iter().filter(|(name, _)| fixed(name)).for_each(|(_, port)| held.release_one(*port, &holder));
+        let (events, id) = (Arc::clone(&self.core.events), self.id.to_string());
+        tokio::spawn(async move {
+            let nobody = TreeRoot { guard_pid: 0, guard_start: 0 };
+            let looked = tokio::task::spawn_blocking(move || crate::ports::theft(nobody, &ports)).await;
+            if let Ok(Some(theft)) = looked {
+                held.stolen(theft.port);
+                events.record(&id, Happening::PortStolen { what: theft.to_string() });
+            }
+            held.release(&holder);
+        });
     }
 
     /// It serves from now on, be it not as well as it could.
@@ -613,7 +669,7 @@ impl Driver {
         let subject = || Subject {
             connection: self.running.as_ref().and_then(|running| running.connection.clone()),
             era: self.snapshot.era,
-            ports: Arc::default(),
+            ports: Arc::clone(&self.snapshot.ports),
             launch: self.server.spec.launch.clone(),
             log: Arc::clone(&self.log),
             launcher: Arc::clone(&self.core.launcher),

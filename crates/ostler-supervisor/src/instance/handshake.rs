@@ -10,6 +10,7 @@ use ostler_mcp::rpc;
 use ostler_mcp::version::{self, Discovery, InitializeResult};
 
 use crate::connection::{Connection, SendError};
+use crate::ports::Theft;
 
 /// How long a process of unknown era is given to answer the modern probe before the legacy handshake is tried
 /// as well. Both may wait in its pipe while a slow program starts: a modern server answers the first and
@@ -46,6 +47,8 @@ pub struct Opened {
 pub enum Failed {
     /// The server does not serve the era it was needed in, and said so; trying again will not help.
     WrongEra(Era),
+    /// Somebody else listens on one of its ports; it is to be started again on another.
+    Theft(Theft),
     /// Anything else.
     Other(String),
 }

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::{now, now_ms};
 use crate::connection::Connection;
 use crate::log::Log;
+use crate::ports::Given;
 use driver::Inbox;
 
 /// Whose an instance is.
@@ -68,6 +69,8 @@ pub struct Snapshot {
     pub era: Option<Era>,
     /// What the process answered to `initialize`.
     pub initialized: Option<Arc<InitializeResult>>,
+    /// The ports its process was given, by name.
+    pub ports: Given,
     /// Restarts since it was created.
     pub restarts: u32,
     /// Set when the server said it does not serve the era it was started for.
@@ -87,6 +90,7 @@ impl Snapshot {
             connection: None,
             era: None,
             initialized: None,
+            ports: Given::default(),
             restarts: 0,
             wrong_era: None,
             removed: false,

@@ -7,6 +7,7 @@
 //! |-----------------|--------------------------------------------------------------------------------|
 //! | `legacy`        | knows only `initialize`                                                        |
 //! | `modern`        | knows only revision 2026-07-28                                                 |
+//! | `listen PORT`   | is no MCP server: says its process id to whoever connects there; 98 if it cannot |
 //! | `silent-cancel` | does not answer a cancelled call, as the TypeScript SDK does; without it the   |
 //! |                 | call gets an error, as from the Python SDK                                     |
 //!
@@ -27,6 +28,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufRead as _, Write as _};
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -43,6 +45,11 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [listen, port] = words.as_slice()
+        && listen == "listen"
+    {
+        return serve_pid(port.parse().expect("a port"));
+    }
     let server = Arc::new(Fake { words, ..Fake::default() });
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { break };
@@ -50,6 +57,16 @@ fn main() -> ExitCode {
             Ok(message) => server.hear(message),
             Err(error) => eprintln!("not JSON: {error}"),
         }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Serves its process id until it is ended. 98, `EADDRINUSE`, when the port is another's.
+fn serve_pid(port: u16) -> ExitCode {
+    let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) else { return ExitCode::from(98) };
+    for stream in listener.incoming() {
+        // A client that is gone already is no reason to end.
+        let _ = stream.and_then(|mut stream| write!(stream, "{}", std::process::id()));
     }
     ExitCode::SUCCESS
 }

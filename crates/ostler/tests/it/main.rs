@@ -9,4 +9,5 @@ mod floors;
 mod health;
 mod order;
 mod orphans;
+mod ports;
 mod support;
