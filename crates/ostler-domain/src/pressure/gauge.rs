@@ -74,12 +74,8 @@ impl Gauge {
 
     /// Takes the use of a limit; the level if it changed. A limit of 0 is reached by any use.
     pub fn measure(&mut self, used: u64, limit: u64) -> Option<Level> {
-        let share = match (used, limit) {
-            (0, 0) => 0.0,
-            (_, 0) => f64::INFINITY,
-            _ => used as f64 / limit as f64,
-        };
-        self.measure_share(share)
+        // Dividing by zero gives infinity, but for nothing used of nothing.
+        self.measure_share(if used == 0 { 0.0 } else { used as f64 / limit as f64 })
     }
 
     /// Takes a share; the level if it changed. What is no number changes nothing.

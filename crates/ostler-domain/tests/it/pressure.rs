@@ -214,18 +214,24 @@ proptest! {
             prop_assert!(bytes.is_some() || candidate.occupation <= Occupation::Idle);
             let excess = candidate.own_limit.map_or(0, |limit| candidate.memory.saturating_sub(limit));
             prop_assert!(!action.measure.restarts() || excess > 0);
-            gained += match (bytes, action.measure.restarts()) {
+            let gain = match (bytes, action.measure.restarts()) {
                 (None, _) => 1,
                 (Some(_), true) => excess,
                 (Some(_), false) => candidate.memory,
             };
+            prop_assert!(gain > 0, "{} gains nothing", action);
+            gained += gain;
         }
         prop_assert_eq!(relief.short, needed.saturating_sub(gained));
         for pair in relief.actions.windows(2) {
             prop_assert!(pair[0].measure <= pair[1].measure, "out of order");
             let (a, b) = (by_number[&pair[0].id.number], by_number[&pair[1].id.number]);
-            if pair[0].measure == pair[1].measure && !pair[0].measure.restarts() {
-                prop_assert!(a.memory > b.memory || (a.memory == b.memory && a.since <= b.since));
+            let size = |c: &Candidate| match pair[0].measure.restarts() {
+                true => c.memory - c.own_limit.unwrap(),
+                false => c.memory,
+            };
+            if pair[0].measure == pair[1].measure {
+                prop_assert!(size(a) > size(b) || (size(a) == size(b) && a.since <= b.since));
             }
         }
         if relief.short > 0 {
