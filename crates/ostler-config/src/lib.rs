@@ -15,6 +15,7 @@
 mod check;
 mod config;
 mod diagnostic;
+mod diff;
 mod expand;
 mod foreign;
 mod health;
@@ -36,6 +37,7 @@ pub use config::{Config, Gateway};
 pub use diagnostic::{
     ConfigError, ConfigErrors, ConfigWarning, Diagnostic, MAX_FOUND, MAX_RENDERED, Severity,
 };
+pub use diff::{Apply, Diff, KeyChange, ServerChange, diff};
 pub use load::{load, load_str, load_with};
 pub use schema::json_schema;
 pub use sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};

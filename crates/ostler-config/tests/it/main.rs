@@ -5,6 +5,7 @@ mod errors;
 mod overrides;
 mod own_file;
 mod random;
+mod reload;
 mod shapes;
 
 use ostler_config::{Config, ConfigErrors, Format, load_str};
