@@ -150,10 +150,8 @@ fn check_times(builder: &mut Builder<'_>, spec: &HealthSpec) -> Result<(), Stop>
     if spec.probe == Probe::None || spec.unhealthy_after >= needed {
         return Ok(());
     }
-    // The last layer is the table of keys itself, which is no place to point at.
-    let said = |path: &&str| builder.values.layers.iter().rev().skip(1).any(|l| l.contains_key(*path));
     let candidates = ["health.unhealthy_after", "health.interval", "health.timeout"];
-    let path = candidates.iter().find(|path| said(path)).unwrap_or(&candidates[0]);
+    let path = candidates.iter().find(|path| builder.values.is_said(path)).unwrap_or(&candidates[0]);
     let message =
         format!("server `{}` would count as unhealthy before a probe could succeed", builder.raw.name);
     let error = Diagnostic::at(builder.values.place(path), message);

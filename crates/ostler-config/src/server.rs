@@ -68,7 +68,10 @@ pub(crate) fn build(
     let restart = builder.restart();
     let type_name = builder.type_name();
     let health = health::build(&mut builder, launch.as_ref().ok().and_then(|l| l.cwd.as_deref()));
-    let (Ok(launch), Some(restart), Ok(type_name), Ok(health)) = (launch, restart, type_name, health) else {
+    let limits = builder.resources();
+    let (Ok(launch), Some(restart), Ok(type_name), Ok(health), Ok(limits)) =
+        (launch, restart, type_name, health, limits)
+    else {
         return None;
     };
     let values = builder.values;
@@ -93,7 +96,7 @@ pub(crate) fn build(
         wants: names(values.list("wants")),
         ports: values.ports("ports").iter().map(|(name, wish, _)| (name.clone(), *wish)).collect(),
         health,
-        limits: resources(&values),
+        limits,
         scope: scope(values.word("scope")),
         start: start(values.word("start")),
         required: values.flag("required"),
@@ -118,18 +121,6 @@ fn names(items: &[(String, Place)]) -> Vec<ServerName> {
         }
     }
     found
-}
-
-fn resources(values: &Values<'_>) -> ResourceLimits {
-    let small = |path| values.optional_count(path).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-    ResourceLimits {
-        memory: values.optional_count("limits.memory"),
-        memory_warning: values.count("limits.memory_warning") as u64,
-        cpu: values.optional_number("limits.cpu"),
-        pids: small("limits.pids"),
-        open_files: small("limits.open_files"),
-        nice: values.optional_integer("limits.nice").and_then(|n| i8::try_from(n).ok()),
-    }
 }
 
 pub(crate) fn transport(word: &str) -> Transport {
@@ -284,6 +275,33 @@ impl Builder<'_> {
         Err(Stop::Wrong)
     }
 
+    fn resources(&mut self) -> Result<ResourceLimits, Stop> {
+        let values = &self.values;
+        let memory = values.optional_count("limits.memory");
+        let mut memory_warning = values.count("limits.memory_warning") as u64;
+        if let Some(limit) = memory {
+            if !values.is_said("limits.memory_warning") {
+                memory_warning = limit / 4 * 3;
+            } else if memory_warning >= limit {
+                let message =
+                    format!("`{}` would be warned of only when it is over its limit", self.raw.name);
+                let error = Diagnostic::at(values.place("limits.memory_warning"), message);
+                self.out
+                    .error(error.help("give less than `memory`, or leave it out for three quarters of that"));
+                return Err(Stop::Wrong);
+            }
+        }
+        let small = |path| values.optional_count(path).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        Ok(ResourceLimits {
+            memory,
+            memory_warning,
+            cpu: values.optional_number("limits.cpu"),
+            pids: small("limits.pids"),
+            open_files: small("limits.open_files"),
+            nice: values.optional_integer("limits.nice").and_then(|n| i8::try_from(n).ok()),
+        })
+    }
+
     fn restart(&mut self) -> Option<Restart> {
         let values = &self.values;
         let restart = Restart {
@@ -297,9 +315,8 @@ impl Builder<'_> {
         if restart.backoff_min <= restart.backoff_max {
             return Some(restart);
         }
-        // The last layer is the table of keys itself, which is no place to point at.
-        let said = |path: &str| values.layers.iter().rev().skip(1).any(|layer| layer.contains_key(path));
-        let path = if said("restart.backoff.min") { "restart.backoff.min" } else { "restart.backoff.max" };
+        let path =
+            if values.is_said("restart.backoff.min") { "restart.backoff.min" } else { "restart.backoff.max" };
         let message = format!("the back-off of `{}` starts above its longest delay", self.raw.name);
         let (min, max) = (restart.backoff_min, restart.backoff_max);
         let error = Diagnostic::at(values.place(path), message);

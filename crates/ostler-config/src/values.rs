@@ -24,6 +24,11 @@ impl Values<'_> {
         self.layers.iter().find_map(|layer| layer.get(path))
     }
 
+    /// Whether anybody said it: the last layer is the table of keys itself, which is no place to point at.
+    pub(crate) fn is_said(&self, path: &str) -> bool {
+        self.layers.iter().rev().skip(1).any(|layer| layer.contains_key(path))
+    }
+
     pub(crate) fn place(&self, path: &str) -> Place {
         self.found(path).place.clone()
     }

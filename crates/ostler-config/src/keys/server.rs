@@ -263,7 +263,7 @@ const RESOURCES: Groups = &[&[
         "memory_warning",
         Kind::Size { min: MIB, max: 1 << 50 },
         r#""500MiB""#,
-        "Memory from which a warning is raised.",
+        "Memory from which a warning is raised; less than `memory`. Where only `memory` is given: three quarters of that.",
     ),
     bare(
         "cpu",

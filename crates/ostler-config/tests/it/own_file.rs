@@ -268,6 +268,19 @@ fn a_fixed_port_of_a_server_with_many_instances_is_warned_of() {
 }
 
 #[test]
+fn a_limit_on_memory_is_warned_of_in_time() {
+    let warning = |limits: &str| {
+        toml(&format!("[servers.a]\ncommand='a'\nlimits = {{ {limits} }}"))
+            .map(|c| c.servers[0].limits.memory_warning)
+    };
+    assert_eq!(warning(""), Ok(500 << 20));
+    assert_eq!(warning("memory = '400MiB'"), Ok(300 << 20));
+    assert_eq!(warning("memory = '4GiB', memory_warning = '1GiB'"), Ok(1 << 30));
+    let error = warning("memory = '1GiB', memory_warning = '1GiB'").unwrap_err();
+    assert_eq!(error.errors[0].message, "`a` would be warned of only when it is over its limit");
+}
+
+#[test]
 fn ports_are_named_in_arguments_and_variables_and_stay_for_the_spawn() {
     let spec = only(toml(
         "[servers.a]\ncommand='a'\nargs=['--port={port.web}']\nenv={ U = 'x{port.web}${env:TOKEN}' }\nports={ web = 'auto' }",
