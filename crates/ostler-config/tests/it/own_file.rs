@@ -9,7 +9,7 @@ use ostler_domain::{
     ServerSpec, StartMode, Transport,
 };
 
-use crate::{env, only, toml, warnings};
+use crate::{env, json, only, toml, warnings};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -278,6 +278,20 @@ fn a_limit_on_memory_is_warned_of_in_time() {
     assert_eq!(warning("memory = '4GiB', memory_warning = '1GiB'"), Ok(1 << 30));
     let error = warning("memory = '1GiB', memory_warning = '1GiB'").unwrap_err();
     assert_eq!(error.errors[0].message, "`a` would be warned of only when it is over its limit");
+}
+
+#[test]
+fn a_port_of_a_server_without_any_is_an_error_here_and_plain_text_in_another_tools_file() {
+    let errors = toml("[servers.a]\ncommand='a'\nargs=['{port.x}']").unwrap_err().errors;
+    assert_eq!(errors[0].message, "server `a` has no port `x`");
+    let text = r#"{"mcpServers": {"a": {"command": "a", "args": ["{port.x}"]}}}"#;
+    assert_eq!(only(json("/s/a.json", text)).launch.args, ["{port.x}"]);
+}
+
+#[test]
+fn who_is_not_probed_may_have_any_times() {
+    let text = "[servers.a]\ncommand='a'\nhealth = { probe = 'none', interval = '1h' }";
+    assert_eq!(only(toml(text)).health.probe, Probe::None);
 }
 
 #[test]
