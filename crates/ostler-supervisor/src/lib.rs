@@ -43,7 +43,7 @@ pub mod watch;
 
 pub use budget::Budget;
 pub use connection::Connection;
-pub use instance::{InstanceHandle, Owner, Snapshot, Unavailable};
+pub use instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 pub use registry::{Registry, Table};
 pub use server::Server;
 pub use session::{Session, Sessions};

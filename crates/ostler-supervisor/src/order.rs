@@ -3,17 +3,21 @@
 //! Every server waits for its own dependencies only, so a start takes the time of the longest path through the
 //! graph and a stop that of its reverse. The configuration has no cycle: that is checked when it is read.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::watch;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use ostler_domain::event::Happening;
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::Core;
 use crate::instance::{Owner, Unavailable};
 use crate::server::{Server, Standing};
+
+/// Whose instance of a server is started.
+type Owners<'o> = dyn Fn(&Server) -> Owner + Send + Sync + 'o;
 
 /// What a server needs before it can start: its dependencies, and those it would like to have.
 fn needed(core: &Core, server: &Server) -> Vec<Arc<Server>> {
@@ -26,12 +30,7 @@ fn wanted(core: &Core, server: &Server) -> Vec<Arc<Server>> {
 
 /// Starts `server` for `owner` as soon as its dependencies serve. A dependency that starts on demand is started
 /// too: it is demanded now. What is held up longer than `budget` is told, and waits on.
-pub(crate) async fn start(
-    core: &Arc<Core>,
-    server: &Arc<Server>,
-    owners: &impl Fn(&Server) -> Owner,
-    budget: Instant,
-) {
+pub(crate) async fn start(core: &Arc<Core>, server: &Arc<Server>, owners: &Owners<'_>, budget: Instant) {
     let waits = wait_for_dependencies(core, server, owners, Some(budget));
     if timeout_at(budget, waits).await.is_err() {
         let why = held_by(core, server).unwrap_or_else(|| "its dependencies have just come up".to_owned());
@@ -52,30 +51,47 @@ fn refused(core: &Core, server: &Server, why: String) {
 async fn wait_for_dependencies(
     core: &Arc<Core>,
     server: &Server,
-    owners: &impl Fn(&Server) -> Owner,
+    owners: &Owners<'_>,
     budget: Option<Instant>,
 ) {
     let (needed, wanted) = (needed(core, server), wanted(core, server));
-    for dependency in needed.iter().chain(&wanted) {
-        demand(core, dependency, owners).await;
-    }
-    join_all(needed.iter().map(|dependency| dependency.until(|standing| standing.serves()))).await;
-    let settled =
-        join_all(wanted.iter().map(|dependency| dependency.until(|standing| !standing.is_coming())));
     // What is only wanted does not hold up a start for ever.
     if let Some(budget) = budget {
-        let _ = timeout_at(budget, settled).await;
+        let settled = join_all(wanted.iter().map(async |dependency| {
+            demand(core, dependency, owners, Some(budget)).await;
+            dependency.until(|standing| !standing.is_coming()).await;
+        }));
+        let demands =
+            join_all(needed.iter().map(|dependency| demand(core, dependency, owners, Some(budget))));
+        let _ = join(timeout_at(budget, settled), demands).await;
+    } else {
+        join_all(needed.iter().map(|dependency| demand(core, dependency, owners, None))).await;
+    }
+    // All at the same time: the first may be gone again when the last is there.
+    while trouble(&needed).is_some() {
+        join_all(needed.iter().map(|dependency| dependency.until(|standing| standing.serves()))).await;
     }
 }
 
-/// Starts a dependency that nobody has asked for, unless a person stopped it.
-async fn demand(core: &Arc<Core>, dependency: &Arc<Server>, owners: &impl Fn(&Server) -> Owner) {
-    if dependency.spec.is_eager() || dependency.stopped() || !dependency.instances().is_empty() {
-        return;
-    }
-    if let Err(error) = dependency.start_eagerly(core, &owners(dependency)).await {
-        refused(core, dependency, error.to_string());
-    }
+/// Starts a dependency, unless a person stopped it, after what it depends on itself. One that is there for its own
+/// clients is kept from now on, whether or not they go on using it.
+fn demand<'a>(
+    core: &'a Arc<Core>,
+    dependency: &'a Arc<Server>,
+    owners: &'a Owners<'a>,
+    budget: Option<Instant>,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    Box::pin(async move {
+        if dependency.spec.is_eager() || dependency.stopped() {
+            return;
+        }
+        wait_for_dependencies(core, dependency, owners, budget).await;
+        if !dependency.stopped()
+            && let Err(error) = dependency.start_eagerly(core, &owners(dependency)).await
+        {
+            refused(core, dependency, error.to_string());
+        }
+    })
 }
 
 /// The dependencies that do not serve, and why; `None` when all do.
@@ -101,12 +117,9 @@ fn trouble(servers: &[Arc<Server>]) -> Option<String> {
 pub(crate) async fn for_client(
     core: &Arc<Core>,
     server: &Server,
-    owners: &impl Fn(&Server) -> Owner,
+    owners: &Owners<'_>,
     patience: Duration,
 ) -> Result<(), Unavailable> {
-    if held_by(core, server).is_none() {
-        return Ok(());
-    }
     let deadline = Instant::now() + patience;
     let waits = wait_for_dependencies(core, server, owners, Some(deadline));
     if timeout_at(deadline, waits).await.is_ok() {

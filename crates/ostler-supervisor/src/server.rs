@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::watch;
 use ostler_domain::event::Happening;
-use ostler_domain::instance::{Event, State};
+use ostler_domain::instance::State;
 use ostler_domain::{Era, Generation, InstanceId, ServerSpec, Traits};
 use ostler_mcp::version;
 use sha2::{Digest as _, Sha256};
@@ -16,7 +16,7 @@ use crate::admission::Counted;
 use crate::core::Core;
 use crate::instance::driver::{Creation, Driver, Inbox};
 use crate::instance::handshake::Need;
-use crate::instance::{InstanceHandle, Owner, Snapshot, Unavailable};
+use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::ledger::LedgerError;
 
 /// See the module's documentation.
@@ -30,6 +30,8 @@ pub struct Server {
     next_number: AtomicU32,
     /// A person stopped it: clients do not start it again.
     stopped: AtomicBool,
+    /// It is going for good: nobody starts it again.
+    ending: AtomicBool,
     standing: watch::Sender<Standing>,
     /// What is wrong with its dependencies.
     trouble: watch::Sender<Option<String>>,
@@ -106,9 +108,11 @@ impl fmt::Display for Standing {
 /// What a search for an instance came to.
 enum Found {
     /// It serves the era.
-    Fitting(Arc<InstanceHandle>),
+    Fitting(Lease),
     /// It may turn out to.
-    Undetermined(Arc<InstanceHandle>),
+    Undetermined(Lease),
+    /// It did, and is going for good; another may be created when it is gone.
+    Ending(Arc<InstanceHandle>),
 }
 
 impl Server {
@@ -121,6 +125,7 @@ impl Server {
             instances: Mutex::default(),
             next_number: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
         })
@@ -173,9 +178,9 @@ impl Server {
         });
     }
 
-    /// Keeps clients from starting new instances.
+    /// Lets nobody start it any more, a person included.
     pub(crate) fn refuse(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.ending.store(true, Ordering::Relaxed);
     }
 
     /// Stops every instance for good and lets no new one be started; returns when nothing of it runs.
@@ -200,9 +205,25 @@ impl Server {
         self.lock().clone()
     }
 
-    /// Whether a person stopped it.
+    /// Whether a caller with this owner needs no new instance.
+    pub(crate) fn has_instance_of(&self, owner: &Owner) -> bool {
+        self.lock().iter().any(|handle| handle.owner == *owner && !handle.is_retired())
+    }
+
+    /// Whether a person stopped it, or it is going for good.
     pub fn stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
+        self.stopped.load(Ordering::Relaxed) || self.ending.load(Ordering::Relaxed)
+    }
+
+    /// A person's wish is no help to what is going for good.
+    fn check_ending(&self) -> Result<(), Unavailable> {
+        if self.ending.load(Ordering::Relaxed) {
+            let name = &self.spec.name;
+            return Err(Unavailable::Limit(format!(
+                "server `{name}` is going for good: Ostler or it is ending"
+            )));
+        }
+        Ok(())
     }
 
     /// How long a caller waits for an instance to become ready: as long as a start may take.
@@ -253,13 +274,16 @@ impl Server {
         owner: &Owner,
         era: Era,
         initialize: Option<Arc<str>>,
-    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+    ) -> Result<Lease, Unavailable> {
         loop {
             let undetermined = match self.find_or_create(core, owner, era, initialize.clone())? {
-                Found::Fitting(handle) => return Ok(handle),
-                Found::Undetermined(handle) => handle,
+                Found::Fitting(lease) => return Ok(lease),
+                Found::Undetermined(lease) => lease,
+                Found::Ending(handle) => {
+                    self.until_removed(&handle).await?;
+                    continue;
+                }
             };
-            let waiting = undetermined.wait_for_it();
             let known = undetermined.until(|snapshot| {
                 snapshot.era.is_some()
                     || snapshot.wrong_era.is_some()
@@ -269,13 +293,22 @@ impl Server {
                     )
             });
             let known = tokio::time::timeout(self.patience(), known).await;
-            drop(waiting);
             if known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed)
                 || undetermined.era().is_none()
             {
                 // It cannot say what it is: whoever asks for its connection is told why.
                 return Ok(undetermined);
             }
+        }
+    }
+
+    /// Waits until an instance that is going for good is gone.
+    async fn until_removed(&self, handle: &InstanceHandle) -> Result<(), Unavailable> {
+        let patience = self.patience();
+        let removed = handle.until(|snapshot| snapshot.removed);
+        match tokio::time::timeout(patience, removed).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Unavailable::Slow { instance: handle.id.clone(), waited: patience }),
         }
     }
 
@@ -292,14 +325,16 @@ impl Server {
             handle.owner == *owner && !snapshot.removed && snapshot.wrong_era.is_none()
         };
         let mine = || instances.iter().filter(of_use);
+        let ending = |handle: &Arc<InstanceHandle>| Found::Ending(Arc::clone(handle));
         if let Some(handle) = mine().find(|handle| handle.era() == Some(era)) {
-            return Ok(Found::Fitting(Arc::clone(handle)));
+            return Ok(handle.lease().map_or_else(|| ending(handle), Found::Fitting));
         }
         if let Some(handle) = mine().find(|handle| handle.era().is_none()) {
-            return Ok(Found::Undetermined(Arc::clone(handle)));
+            return Ok(handle.lease().map_or_else(|| ending(handle), Found::Undetermined));
         }
         // It is what the caller asked for, or whoever asks for its connection is told what it turned out to be.
-        self.create(core, &mut instances, owner, Some(era), initialize).map(Found::Fitting)
+        let handle = self.create(core, &mut instances, owner, Some(era), initialize, true)?;
+        Ok(handle.lease().map_or_else(|| ending(&handle), Found::Fitting))
     }
 
     /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have.
@@ -314,18 +349,23 @@ impl Server {
             (Some(false), _) => Some(Era::Modern),
             _ => None,
         };
-        let there_is = {
-            let mut instances = self.lock();
-            let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
-            if mine.is_none() {
-                self.create(core, &mut instances, owner, era, None)?;
+        loop {
+            let mine = {
+                let mut instances = self.lock();
+                let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
+                let Some(mine) = mine else {
+                    return self.create(core, &mut instances, owner, era, None, false).map(drop);
+                };
+                mine
+            };
+            if let Some(lease) = mine.lease() {
+                lease.wish(Inbox::Keep).await;
+                return Ok(());
             }
-            mine
-        };
-        if let Some(handle) = there_is {
-            handle.wish(Inbox::Wish(Event::Start)).await;
+            self.until_removed(&mine).await?;
+            // On another thread it is gone from the list a moment later.
+            tokio::task::yield_now().await;
         }
-        Ok(())
     }
 
     fn create(
@@ -335,7 +375,9 @@ impl Server {
         owner: &Owner,
         era: Option<Era>,
         initialize: Option<Arc<str>>,
+        on_demand: bool,
     ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        self.check_ending()?;
         let traits = self.traits();
         let refused = match era {
             Some(Era::Legacy) => traits.legacy == Some(false),
@@ -372,7 +414,7 @@ impl Server {
             owner: owner.clone(),
             wanted_era,
             need,
-            on_demand: era.is_some(),
+            on_demand,
             place,
         };
         let handle = Driver::create(core, self, creation);
@@ -394,6 +436,7 @@ impl Server {
         core: &Arc<Core>,
         owner: Option<&Owner>,
     ) -> Result<(), Unavailable> {
+        self.check_ending()?;
         self.stopped.store(false, Ordering::Relaxed);
         self.note();
         for handle in self.instances() {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::clock::now_ms;
 use crate::connection::Connection;
 use crate::instance::driver::Inbox;
-use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::instance::{InstanceHandle, Lease, Owner, Unavailable};
 use crate::lull::Lull;
 use crate::stream::{Keep, Presence, ReplayStream};
 
@@ -40,6 +40,8 @@ pub struct Session {
     pub version: String,
     /// The instance that serves it.
     pub instance: Arc<InstanceHandle>,
+    /// Its hold on the instance, until it ends: also while the instance has no process to be attached to.
+    lease: Mutex<Option<Lease>>,
     /// When it began, in milliseconds of [`now_ms`].
     pub created_ms: u64,
     /// Messages that belong to none of its calls.
@@ -184,6 +186,7 @@ impl Session {
         self.ended.store(true, Ordering::Release);
         self.outbox.end();
         self.lock().ended.clear();
+        drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
         // This ends its calls with an error, and with each its stream. Not waited for: the connection of a server
         // that reads nothing takes no word either, and nobody's end may depend on that.
         if let Some(connection) = self.instance.snapshot().connection.clone() {
@@ -207,8 +210,8 @@ pub struct Opening {
     pub client: Option<String>,
     /// The revision agreed on.
     pub version: String,
-    /// The instance that serves it.
-    pub instance: Arc<InstanceHandle>,
+    /// Its hold on the instance that serves it.
+    pub instance: Lease,
 }
 
 /// All sessions.
@@ -293,7 +296,8 @@ impl Sessions {
             principal: opening.principal,
             client: opening.client,
             version: opening.version,
-            instance: opening.instance,
+            instance: Arc::clone(opening.instance.handle()),
+            lease: Mutex::new(Some(opening.instance)),
             created_ms: now_ms(),
             outbox: Arc::new(ReplayStream::of(self.keep, Arc::clone(&presence))),
             keep: self.keep,

@@ -1,6 +1,5 @@
 //! The supervisor: all servers, all sessions, start-up and shutdown.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use ostler_config::Config;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Event;
 use ostler_domain::ports::PortFigures;
-use ostler_domain::{Era, Generation, InstanceId, Scope};
+use ostler_domain::{Era, Generation, Scope};
 use ostler_mcp::version::InitializeResult;
 use ostler_os::Spawner;
 use ostler_store::TreeRecord;
@@ -21,7 +20,7 @@ use crate::cleanup::{self, Cleanup};
 use crate::core::Core;
 use crate::events::Events;
 use crate::instance::driver::Inbox;
-use crate::instance::{InstanceHandle, Owner, Unavailable};
+use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::launch::Launcher;
 use crate::ledger::{Ledger, LedgerError};
 use crate::order;
@@ -33,6 +32,9 @@ use crate::stream::Keep;
 
 /// How long everything may take to stop before the daemon ends all the same; the guards then kill what is left.
 pub const SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// How long a person's start or restart of one instance is waited for; it goes on after that.
+const START_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Who calls, and for which project.
 #[derive(Clone, Debug)]
@@ -243,10 +245,10 @@ impl Supervisor {
             Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
             _ => (shared_owner(server, caller), None),
         };
-        self.await_dependencies(server, caller).await?;
+        self.await_dependencies(server, caller, &owner).await?;
         let instance = server.acquire(&self.core, &owner, Era::Legacy, params).await?;
         // A client that vanishes while its instance starts leaves nothing behind.
-        let abandoned = Abandoned(Some(Arc::clone(&instance)));
+        let abandoned = Abandoned(Some(Arc::clone(instance.handle())));
         let (connection, snapshot) = instance.connection(server.patience()).await?;
         abandoned.keep();
         let Some(initialized) = snapshot.initialized.clone() else {
@@ -267,23 +269,24 @@ impl Supervisor {
         Ok((session, initialized))
     }
 
-    /// The instance for a modern request.
+    /// The instance for a modern request, held for as long as the request needs it.
     ///
     /// # Errors
     /// [`Unavailable`], with the reason.
-    pub async fn modern(
-        &self,
-        server: &Arc<Server>,
-        caller: &Caller,
-    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+    pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Lease, Unavailable> {
         let owner = shared_owner(server, caller);
-        self.await_dependencies(server, caller).await?;
+        self.await_dependencies(server, caller, &owner).await?;
         server.acquire(&self.core, &owner, Era::Modern, None).await
     }
 
-    /// Before a client's request starts a server. One whose dependencies fail later serves on, degraded.
-    async fn await_dependencies(&self, server: &Server, caller: &Caller) -> Result<(), Unavailable> {
-        if server.spec.depends_on.is_empty() || server.standing().serves() {
+    /// Before a new instance is started. One whose dependencies fail later serves on, degraded.
+    async fn await_dependencies(
+        &self,
+        server: &Server,
+        caller: &Caller,
+        owner: &Owner,
+    ) -> Result<(), Unavailable> {
+        if server.spec.depends_on.is_empty() || server.has_instance_of(owner) {
             return Ok(());
         }
         let owners = |server: &Server| shared_owner(server, caller);
@@ -305,20 +308,11 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
-        self.await_dependencies(server, caller).await?;
+        self.await_dependencies(server, caller, &shared_owner(server, caller)).await?;
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
-        let before: HashMap<InstanceId, Generation> = server
-            .instances()
-            .iter()
-            .map(|handle| (handle.id.clone(), handle.snapshot().generation))
-            .collect();
         server.start(&self.core, owner.as_ref()).await?;
         for handle in server.instances() {
-            let before = before.get(&handle.id).copied().unwrap_or_default();
-            // Until its driver has taken up the wish, it looks as it did before.
-            let begun = handle.until(|now| now.generation > before || !now.state.is_empty());
-            let _ = tokio::time::timeout(server.patience(), begun).await;
-            until_started(&handle, server.patience()).await;
+            until_started(&handle, Generation::default(), server.patience()).await;
         }
         Ok(())
     }
@@ -330,10 +324,8 @@ impl Supervisor {
 
     /// Starts one instance; returns when it serves or will not soon.
     pub async fn start_instance(&self, handle: &InstanceHandle) {
-        let before = handle.snapshot().generation;
         handle.wish_start().await;
-        handle.until(|snapshot| snapshot.generation > before || snapshot.state.serves()).await;
-        until_started(handle, Duration::from_secs(90)).await;
+        until_started(handle, Generation::default(), START_PATIENCE).await;
     }
 
     /// Stops one instance; returns when nothing of it runs.
@@ -346,8 +338,7 @@ impl Supervisor {
     pub async fn restart_instance(&self, handle: &InstanceHandle) {
         let before = handle.snapshot().generation;
         handle.wish(Inbox::Wish(Event::Restart { reason: "asked for by a person".to_owned() })).await;
-        handle.until(|snapshot| snapshot.generation > before).await;
-        until_started(handle, Duration::from_secs(90)).await;
+        until_started(handle, before, START_PATIENCE).await;
     }
 
     /// Stops everything; returns when nothing runs, or after [`SHUTDOWN`]. True when nothing runs.
@@ -367,10 +358,15 @@ fn watch_dependencies(core: &Arc<Core>, server: &Arc<Server>) {
     }
 }
 
-async fn until_started(handle: &InstanceHandle, patience: Duration) {
-    let started = handle.until(|snapshot| {
-        snapshot.state.serves() || (snapshot.state.is_empty() && snapshot.generation != Generation::default())
-    });
+/// After a wish: returns when a generation after `before` serves, or nothing is on its way to that, or `patience` is
+/// over.
+async fn until_started(handle: &InstanceHandle, before: Generation, patience: Duration) {
+    let started = async {
+        // Until its driver has taken up the wish, it looks as it did before.
+        handle.decided().await;
+        let over = |now: &Snapshot| now.state.is_empty() || (now.state.serves() && now.generation > before);
+        handle.until(over).await;
+    };
     let _ = tokio::time::timeout(patience, started).await;
 }
 

@@ -129,6 +129,7 @@ impl Turn<'_> {
         self.it.spawned_at = self.now;
         self.it.kills = 0;
         self.it.stuck.clear();
+        self.it.start_failed = false;
         let generation = self.it.generation;
         self.record(Happening::Starting { generation, on_trial });
         self.effects.push(Effect::Spawn { generation });
@@ -168,14 +169,21 @@ impl Turn<'_> {
         match self.it.state.clone() {
             State::Starting { .. } => {
                 self.fail_pending(cause.to_string());
-                self.record(Happening::StartFailed { cause: cause.clone() });
+                self.start_failed(cause.clone());
                 self.judge(cause);
             }
             State::Stopping { then, .. } => {
-                self.record(Happening::StartFailed { cause });
+                self.start_failed(cause);
                 self.settle(then);
             }
             _ => {}
+        }
+    }
+
+    /// Records that this generation did not start. Once: one that is given up may fail on top of that.
+    pub(super) fn start_failed(&mut self, cause: Cause) {
+        if !std::mem::replace(&mut self.it.start_failed, true) {
+            self.record(Happening::StartFailed { cause });
         }
     }
 

@@ -110,6 +110,8 @@ pub struct Instance {
     kills: u32,
     /// Who was last reported to have survived it.
     stuck: Vec<u32>,
+    /// Whether it is recorded that the current generation did not start.
+    start_failed: bool,
 }
 
 impl Instance {
@@ -126,6 +128,7 @@ impl Instance {
             spawned_at: Now::default(),
             kills: 0,
             stuck: Vec::new(),
+            start_failed: false,
         }
     }
 

@@ -49,7 +49,7 @@ impl Turn<'_> {
 
     /// Gives up a start that failed or took too long: what runs is ended with little ceremony.
     pub(super) fn give_up_start(&mut self, cause: Cause) {
-        self.record(Happening::StartFailed { cause: cause.clone() });
+        self.start_failed(cause.clone());
         self.fail_pending(cause.to_string());
         if self.it.tree == Tree::Asked {
             self.enter(AfterStop::ByPolicy { cause });

@@ -7,13 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
-use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, TimerKind};
+use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
 use ostler_domain::{Era, Generation, InstanceId, PortWish, Transport, ports};
 use ostler_mcp::mux::Settings;
 use ostler_os::meter::TreeRoot;
@@ -26,7 +25,7 @@ use super::ailments::{Ailment, Ailments};
 use super::handshake::{self, Failed, Need, Opened};
 use super::health::{Verdict, Watch};
 use super::probe::Subject;
-use super::{InstanceHandle, Owner, Snapshot};
+use super::{Holds, InstanceHandle, Owner, Snapshot};
 use crate::admission::Place;
 use crate::capture::capture;
 use crate::cleanup::Slot;
@@ -49,6 +48,8 @@ const CLOSED_GRACE: Duration = Duration::from_secs(1);
 pub(crate) enum Inbox {
     /// A wish of a person or a client.
     Wish(Event),
+    /// It is needed by more than who asked first: start it, and do not retire it for want of use.
+    Keep,
     /// Stop for good: nobody will need it again.
     Remove(String),
     /// Say when everything that was sent before this is decided and published.
@@ -140,7 +141,7 @@ impl Driver {
             inbox: to_self.clone(),
             snapshot: watch,
             last_used_ms: clock::now_ms().into(),
-            waiting: AtomicUsize::new(0),
+            holds: Holds::default(),
         });
         let started = to_self.try_send(Inbox::Wish(Event::Start));
         debug_assert!(started.is_ok(), "a new queue has room");
@@ -221,23 +222,25 @@ impl Driver {
     }
 
     fn in_use(&self) -> bool {
-        self.handle.upgrade().is_some_and(|handle| handle.is_awaited())
+        self.handle.upgrade().is_some_and(|handle| handle.is_held())
             || self.connection().is_some_and(|connection| connection.open_calls() + connection.attached() > 0)
     }
 
     fn retire_if_idle(&mut self) {
         let idle_ms = u64::try_from(self.server.spec.idle.as_millis()).unwrap_or(u64::MAX);
-        let unused = self
-            .handle
-            .upgrade()
-            .is_none_or(|handle| clock::now_ms().saturating_sub(handle.last_used_ms()) >= idle_ms);
-        if unused && !self.in_use() {
+        let unused = |handle: &InstanceHandle| {
+            clock::now_ms().saturating_sub(handle.last_used_ms()) >= idle_ms && handle.holds.retire_if_free()
+        };
+        if !self.in_use() && self.handle.upgrade().is_none_or(|handle| unused(&handle)) {
             self.remove(format!("unused for {} s (idle)", idle_ms / 1000));
         }
     }
 
     fn remove(&mut self, reason: String) {
         self.removing = true;
+        if let Some(handle) = self.handle.upgrade() {
+            handle.holds.retire();
+        }
         self.decide(Event::Stop { reason });
     }
 
@@ -250,7 +253,14 @@ impl Driver {
     fn hear(&mut self, message: Inbox) {
         match message {
             Inbox::Wish(event) if !self.removing => self.decide(event),
-            Inbox::Wish(_) => {}
+            Inbox::Keep if !self.removing => {
+                self.on_demand = false;
+                // One that waits for its next try needs no telling.
+                if !matches!(self.machine.state(), State::Backoff { .. } | State::Broken { .. }) {
+                    self.decide(Event::Start);
+                }
+            }
+            Inbox::Wish(_) | Inbox::Keep => {}
             Inbox::Remove(reason) => self.remove(reason),
             // Everything before it has been published: see `run`.
             Inbox::Ask(answer) => drop(answer.send(())),
@@ -562,8 +572,9 @@ impl Driver {
         self.ailments.forget_process();
         self.health(HealthEvent::Ended);
         match running.spawn_failure {
-            Some(why) => self.decide(Event::SpawnFailed { generation, why }),
-            None => self.decide(Event::TreeEmpty { generation }),
+            // Unless its guard died on the way: then its end was reported as an exit, and this is its last.
+            Some(why) if !running.leader_exited => self.decide(Event::SpawnFailed { generation, why }),
+            _ => self.decide(Event::TreeEmpty { generation }),
         }
     }
 

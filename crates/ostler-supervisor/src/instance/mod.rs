@@ -8,11 +8,12 @@ mod ailments;
 pub(crate) mod driver;
 pub mod handshake;
 mod health;
+mod lease;
 mod probe;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::watch;
@@ -26,6 +27,8 @@ use crate::connection::Connection;
 use crate::log::Log;
 use crate::ports::Given;
 use driver::Inbox;
+pub(crate) use lease::Holds;
+pub use lease::Lease;
 
 /// Whose an instance is.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -184,19 +187,8 @@ pub struct InstanceHandle {
     inbox: mpsc::Sender<Inbox>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     last_used_ms: AtomicU64,
-    /// Callers that wait for it to become ready.
-    waiting: AtomicUsize,
-}
-
-/// A caller that waits for an instance, which is therefore not unused.
-#[derive(Debug)]
-pub(crate) struct Waiting<'a>(&'a InstanceHandle);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.touch();
-    }
+    /// Sessions that use it, and callers that wait for it to become ready.
+    holds: Holds,
 }
 
 impl InstanceHandle {
@@ -224,14 +216,9 @@ impl InstanceHandle {
         self.last_used_ms.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody waits for it to become ready.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
-    }
-
-    pub(crate) fn wait_for_it(&self) -> Waiting<'_> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(self)
+    /// Whether a session uses it, or somebody waits for it to become ready.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.count() > 0
     }
 
     /// Asks it to stop; [`Self::stopped`] waits for that.
@@ -241,14 +228,19 @@ impl InstanceHandle {
 
     /// After [`Self::wish_stop`]: returns when nothing runs of what ran, or was on its way, at that time.
     pub(crate) async fn stopped(&self) {
-        let (answer, decided) = oneshot::channel();
-        self.wish(Inbox::Ask(answer)).await;
-        // An error means that the driver is gone: nothing runs.
-        let _ = decided.await;
+        self.decided().await;
         let stopping = self.snapshot().generation;
         // A later generation, should somebody else want it back, begins with a verified end of this one.
         self.until(|snapshot| matches!(snapshot.state, State::Stopped) || snapshot.generation > stopping)
             .await;
+    }
+
+    /// Returns when every wish sent before is decided and shows in the snapshot.
+    pub(crate) async fn decided(&self) {
+        let (answer, decided) = oneshot::channel();
+        self.wish(Inbox::Ask(answer)).await;
+        // An error means that the driver is gone: nothing runs.
+        let _ = decided.await;
     }
 
     /// Sends a wish to the driver. A driver that is gone has nothing left to do.
@@ -362,7 +354,7 @@ mod tests {
             inbox,
             snapshot,
             last_used_ms: AtomicU64::new(0),
-            waiting: AtomicUsize::new(0),
+            holds: Holds::default(),
         }
     }
 
@@ -402,9 +394,9 @@ mod tests {
         let handle = handle_of(inbox, snapshot);
         // One look at it, after which it waits; then it is dropped.
         let waits = tokio::time::timeout(Duration::ZERO, async {
-            tokio::join!(handle.connection(Duration::from_secs(60)), async { assert!(handle.is_awaited()) })
+            tokio::join!(handle.connection(Duration::from_secs(60)), async { assert!(handle.is_held()) })
         });
         assert!(waits.await.is_err(), "nothing became ready");
-        assert!(!handle.is_awaited(), "a client that vanished does not wait");
+        assert!(!handle.is_held(), "a client that vanished does not wait");
     }
 }

@@ -2,11 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use ostler_domain::{Scope, ServerSpec, StartMode};
-use ostler_supervisor::{InstanceHandle, Owner, Snapshot, Supervisor};
+use ostler_domain::ServerName;
+use ostler_supervisor::events::Entry;
+use ostler_supervisor::{InstanceHandle, Owner, Server, Session, Snapshot, Supervisor, clock};
 
 use super::world::{State, Tree, World};
+
+/// The reason given for the last stop.
+pub(super) const THE_END: &str = "the end";
+
+/// Between a dependency being seen to serve and the start it allows, the dependency may be gone again.
+const ORDER_GRACE: Duration = Duration::from_millis(50);
 
 /// Everything that can be said at any moment.
 ///
@@ -15,12 +23,14 @@ use super::world::{State, Tree, World};
 pub(super) fn step(world: &World) -> Result<(), String> {
     let Some(supervisor) = world.supervisor() else { return Ok(()) };
     let mut state = world.lock();
+    note_serving(&mut state, &supervisor);
     read_events(&mut state, &supervisor)?;
     trees(&state)?;
+    sessions(&state, &supervisor)?;
     limits(&state, &supervisor)?;
     for server in supervisor.servers().all() {
         for handle in server.instances() {
-            instance(&state, &handle)?;
+            instance(&state, &handle, server.spec.transport.is_mcp())?;
         }
     }
     Ok(())
@@ -29,8 +39,59 @@ pub(super) fn step(world: &World) -> Result<(), String> {
 fn read_events(state: &mut State, supervisor: &Supervisor) -> Result<(), String> {
     for entry in supervisor.events().after(state.chronicle.read, usize::MAX) {
         state.chronicle.read(&entry)?;
+        order(state, supervisor, &entry)?;
     }
     Ok(())
+}
+
+fn note_serving(state: &mut State, supervisor: &Supervisor) {
+    for server in supervisor.servers().all() {
+        if server.standing().serves() {
+            state.served.insert(server.spec.name.clone(), clock::now().0);
+        }
+    }
+}
+
+/// A server comes up after what it needs, and at the end it goes first.
+fn order(state: &State, supervisor: &Supervisor, entry: &Entry) -> Result<(), String> {
+    let name = entry.subject.rsplit_once('.').map_or("", |(server, _)| server);
+    let Some(server) = supervisor.server(name) else { return Ok(()) };
+    if entry.kind == "starting" && is_first(&entry.message) {
+        let recently = clock::now().0.saturating_sub(ORDER_GRACE);
+        let up = |needed: &&ServerName| state.served.get(*needed).is_some_and(|at| *at >= recently);
+        if let Some(needed) = server.spec.depends_on.iter().find(|needed| !up(needed)) {
+            return Err(format!("{} starts before `{needed}`, which it needs, serves", entry.subject));
+        }
+    }
+    if state.stopping && entry.kind.starts_with("stop") && entry.message.contains(THE_END) {
+        let first = |tree: &&Tree| {
+            let dependant = supervisor.server(tree.record.instance.server.as_str());
+            dependant.is_some_and(|dependant| dependant.spec.depends_on.contains(&server.spec.name))
+        };
+        if let Some(dependant) = state.living().find(first) {
+            return Err(format!(
+                "{} is stopped before {}, which needs it",
+                entry.subject,
+                self::name(dependant)
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_first(message: &str) -> bool {
+    message.split(|c: char| !c.is_ascii_digit()).any(|number| number == "1")
+}
+
+/// A session has an instance, or it is over.
+fn sessions(state: &State, supervisor: &Supervisor) -> Result<(), String> {
+    let lost = |session: &&Arc<Session>| session.instance.snapshot().removed;
+    match supervisor.sessions().all().iter().find(lost) {
+        Some(session) if !state.stopping => {
+            Err(format!("session {} goes on, and {} is gone for good", session.handle, session.instance.id))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn name(tree: &Tree) -> String {
@@ -73,7 +134,7 @@ fn limits(state: &State, supervisor: &Supervisor) -> Result<(), String> {
 }
 
 /// What an instance shows is true of its processes.
-fn instance(state: &State, handle: &Arc<InstanceHandle>) -> Result<(), String> {
+fn instance(state: &State, handle: &Arc<InstanceHandle>, is_mcp: bool) -> Result<(), String> {
     let snapshot = handle.snapshot();
     let mine = || state.trees.values().filter(|tree| tree.record.instance == handle.id);
     let says = format!("{} g{} is `{}`", handle.id, snapshot.generation, snapshot.state.as_str());
@@ -83,7 +144,9 @@ fn instance(state: &State, handle: &Arc<InstanceHandle>) -> Result<(), String> {
         return Err(format!("{says}, and {} lives", name(tree)));
     }
     let current = mine().find(|tree| tree.record.generation == snapshot.generation);
-    if snapshot.state.serves() && !current.is_some_and(|tree| tree.opened) {
+    if snapshot.state.serves()
+        && !current.is_some_and(|tree| if is_mcp { tree.opened } else { tree.leader_pid.is_some() })
+    {
         return Err(format!("{says}, and its process never answered the handshake"));
     }
     current_only(&snapshot, current).map_err(|what| format!("{says}, and {what}"))
@@ -139,11 +202,11 @@ pub(super) fn end(world: &World, supervisor: &Supervisor) -> Result<(), String> 
 /// The promise that was broken.
 pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String> {
     for server in supervisor.servers().all() {
-        let eager = starts_by_itself(&server.spec);
+        let eager = server.spec.is_eager();
         let instances = server.instances();
         for handle in &instances {
-            // What a person started stays until a person stops it.
-            let wanted = eager || world.plan().people > 0;
+            // What a person started stays until a person stops it, and what others need as long as they may come.
+            let wanted = eager || world.plan().people > 0 || is_needed(supervisor, &server.spec.name);
             if !wanted || matches!(handle.owner, Owner::Session(_)) {
                 let state = handle.snapshot().state.as_str();
                 return Err(format!("{} is `{state}` long after anybody wanted it", handle.id));
@@ -163,7 +226,8 @@ pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String
     Ok(())
 }
 
-/// Whether an instance is there although no client ever asked.
-fn starts_by_itself(spec: &ServerSpec) -> bool {
-    spec.start == StartMode::Eager && matches!(spec.scope, Scope::Shared | Scope::Principal)
+fn is_needed(supervisor: &Supervisor, name: &ServerName) -> bool {
+    let needs =
+        |server: &Arc<Server>| server.spec.depends_on.contains(name) || server.spec.wants.contains(name);
+    supervisor.servers().all().iter().any(needs)
 }

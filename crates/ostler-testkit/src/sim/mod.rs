@@ -196,11 +196,12 @@ fn quiet_time(world: &World, supervisor: &Supervisor) -> Duration {
 }
 
 async fn shut_down(world: &World, supervisor: &Arc<Supervisor>) {
+    world.lock().stopping = true;
     world.step(|| "shutdown".to_owned());
     let servers = supervisor.servers();
     let slowest = servers.all().iter().map(|server| longest(world, server)).max().unwrap_or_default();
     let bound = SHUTDOWN + Duration::from_secs(1);
-    let Ok(nothing_runs) = tokio::time::timeout(bound, supervisor.shutdown("the end")).await else {
+    let Ok(nothing_runs) = tokio::time::timeout(bound, supervisor.shutdown(check::THE_END)).await else {
         return world.violate(format!("the shutdown had no end within {bound:?}"));
     };
     if !nothing_runs {

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::dice::Dice;
+use super::process::STUCK_AFTER;
 use super::world::World;
 
 /// Added to every bound, for the small delays that no bound is made of.
@@ -37,7 +38,9 @@ pub(super) fn longest(world: &World, server: &Server) -> Duration {
     let starting = Duration::from_secs(30) + deadlines.spawn + deadlines.handshake;
     let stopping = deadlines.drain + deadlines.stdin_grace + deadlines.term_grace + deadlines.kill;
     let disk = Duration::from_millis(world.plan().disk_slow * 8);
-    starting + stopping + Duration::from_millis(held) + disk + MARGIN
+    // A killed tree keeps its slot until it is reported as stuck.
+    let queue = STUCK_AFTER * u32::try_from(world.plan().config.limits.processes.min(8)).unwrap_or(8);
+    starting + stopping + Duration::from_millis(held) + disk + queue + MARGIN
 }
 
 impl Somebody {
@@ -157,6 +160,10 @@ impl Somebody {
             let modern = |name: &str| self.world.plan().temperaments.get(name).is_some_and(|it| it.modern);
             let supervisor = Arc::clone(&self.supervisor);
             let server = Arc::clone(self.dice.clone().pick(supervisor.servers().all()));
+            if !server.spec.transport.is_mcp() {
+                self.dice.bits();
+                continue;
+            }
             let fits = modern(server.spec.name.as_str());
             self.dice.bits();
             // A client of the wrong era now and then; where nothing goes wrong, none.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ostler_config::Config;
-use ostler_domain::{Concurrency, RestartPolicy, Scope, ServerSpec, StartMode};
+use ostler_domain::{Concurrency, RestartPolicy, Scope, ServerSpec, StartMode, Transport};
 
 use super::dice::Dice;
 
@@ -95,13 +95,21 @@ impl Plan {
         let mut dice = Dice::of(seed, "plan");
         let kind = dice.chance(20);
         let mut config = Config::default();
-        let mut temperaments = BTreeMap::new();
-        for number in 0..dice.between(1, 3) {
+        let mut temperaments = BTreeMap::<String, Temperament>::new();
+        for number in 0..dice.between(1, 4) {
             let name = format!("s{number}");
             temperaments.insert(name.clone(), temperament(&mut dice, kind));
-            config.servers.push(server(&mut dice, &name, kind));
+            let spec = server(&mut dice, &name, kind, &config.servers);
+            if let Some(it) = temperaments.get_mut(&name).filter(|_| !spec.transport.is_mcp()) {
+                // Nobody speaks to it, so that its input is at its end from the beginning.
+                it.ignores_eof = 100;
+            }
+            config.servers.push(spec);
         }
         config.limits.processes = dice.size(6) + 1;
+        config.limits.per_type = dice.size(4) + 1;
+        config.limits.cleanups = dice.size(4) + 1;
+        config.limits.startup = dice.millis(1_000, 60_000);
         config.limits.sessions = dice.size(8) + 1;
         config.limits.session_calls = dice.size(4) + 1;
         config.limits.instance_calls = dice.size(6) + 1;
@@ -109,6 +117,7 @@ impl Plan {
         if kind {
             config.limits = ostler_config::Config::default().limits;
             config.limits.processes = 1000;
+            config.limits.per_type = 1000;
             config.sessions.idle = Duration::from_secs(600);
         }
         let moments = moments(&config);
@@ -159,13 +168,23 @@ fn moments(config: &Config) -> Vec<Duration> {
     moments
 }
 
-fn server(dice: &mut Dice, name: &str, kind: bool) -> ServerSpec {
+fn server(dice: &mut Dice, name: &str, kind: bool, earlier: &[ServerSpec]) -> ServerSpec {
     let name = name.parse().unwrap_or_else(|error| unreachable!("{error}"));
     let mut spec = ServerSpec::new(name, "/simulated");
     spec.launch.args = vec![spec.name.to_string()];
     spec.scope = *dice.pick(&SCOPES);
     spec.start = if dice.chance(50) { StartMode::Eager } else { StartMode::OnDemand };
     spec.required = dice.chance(50);
+    for other in earlier {
+        match dice.below(10) {
+            0..=2 => spec.depends_on.push(other.name.clone()),
+            3 => spec.wants.push(other.name.clone()),
+            _ => {}
+        }
+    }
+    if dice.chance(10) {
+        spec.transport = Transport::None;
+    }
     spec.concurrency = *dice.pick(&CONCURRENCIES);
     spec.restart.policy = *dice.pick(&POLICIES);
     spec.restart.max = u32::try_from(dice.below(5)).unwrap_or_default();

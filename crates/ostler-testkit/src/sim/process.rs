@@ -25,7 +25,7 @@ const LEFTOVER_GRACE: Duration = Duration::from_millis(200);
 /// From the daemon's end to SIGKILL (`ostler-os`, `guard::DAEMON_GONE_GRACE`).
 const DAEMON_GONE_GRACE: Duration = Duration::from_millis(500);
 /// Killing for so long is reported (`ostler-os`, `guard::STUCK_AFTER`).
-const STUCK_AFTER: Duration = Duration::from_secs(2);
+pub(super) const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
@@ -185,7 +185,9 @@ impl Process {
             let message = "cannot execute: No such file or directory".to_owned();
             let failure = SpawnFailure { kind: std::io::ErrorKind::NotFound, errno: Some(2), message };
             self.tell(GuardEvent::SpawnFailed(failure));
-            self.plan(Duration::ZERO, Act::Empty);
+            let after = self.it.dice.millis(0, 5);
+            self.plan(after, Act::Empty);
+            self.guard_may_die_at_once();
             return;
         }
         let pid = self.add_process();
@@ -209,6 +211,14 @@ impl Process {
             let after = self.it.dice.millis(0, 30_000);
             let act = if self.it.dice.chance(50) { Act::CloseOutput } else { Act::CloseInput };
             self.plan(after, act);
+        }
+    }
+
+    /// What it has just said is then its last word.
+    fn guard_may_die_at_once(&mut self) {
+        if self.it.dice.chance(self.it.temperament.guard_dies) {
+            let after = self.it.dice.millis(0, 5);
+            self.plan(after, Act::GuardDies);
         }
     }
 
@@ -238,6 +248,7 @@ impl Process {
         self.it.world.step(|| format!("{}: process {pid} {exit}", self.it.name));
         if index == 0 {
             self.tell(GuardEvent::LeaderExited(exit));
+            self.guard_may_die_at_once();
             if !self.shares_pipes {
                 self.close_pipes();
             }
@@ -302,6 +313,10 @@ impl Process {
     fn guard_dies(&mut self) {
         if self.guard_dead || self.over {
             return;
+        }
+        // Its last word may have been lost with it.
+        if self.it.dice.chance(30) {
+            self.agenda.retain(|_, act| !matches!(act, Act::Tell(_)));
         }
         self.it.world.step(|| format!("{}: its guard is killed", self.it.name));
         self.tell(GuardEvent::GuardDied(Exit::Signal(SIGKILL)));

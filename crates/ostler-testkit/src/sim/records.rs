@@ -12,7 +12,8 @@ use super::world::World;
 /// Runs the ledger's jobs, one after another. Never returns while somebody may have work.
 pub(super) async fn keep(world: World, mut jobs: mpsc::Receiver<Job>) {
     let mut dice = Dice::of(world.plan().seed, "ledger");
-    let mut memory = Memory { world, dice: dice.clone(), traits: BTreeMap::new() };
+    let known = known_traits(&world, &mut dice);
+    let mut memory = Memory { world, dice: dice.clone(), known, traits: BTreeMap::new() };
     while let Some(job) = jobs.recv().await {
         let slow = memory.world.plan().disk_slow;
         if slow > 0 && dice.chance(50) {
@@ -25,7 +26,20 @@ pub(super) async fn keep(world: World, mut jobs: mpsc::Receiver<Job>) {
 struct Memory {
     world: World,
     dice: Dice,
+    /// What an earlier daemon has learnt of each server, in the order in which they are asked for: that of the
+    /// configuration, the last one first.
+    known: Vec<Option<Traits>>,
     traits: BTreeMap<String, Traits>,
+}
+
+fn known_traits(world: &World, dice: &mut Dice) -> Vec<Option<Traits>> {
+    let servers = world.plan().config.servers.iter().rev();
+    let known = servers.map(|server| {
+        let modern = world.plan().temperaments.get(server.name.as_str()).is_some_and(|it| it.modern);
+        let traits = Traits { legacy: Some(!modern), modern: Some(modern), asks_back: false };
+        (server.transport.is_mcp() && dice.chance(40)).then_some(traits)
+    });
+    known.collect()
 }
 
 impl Memory {
@@ -84,7 +98,8 @@ impl Records for Memory {
     }
 
     fn traits_get(&mut self, identity: &str) -> Result<Option<Traits>, StoreError> {
-        Ok(self.traits.get(identity).copied())
+        let earlier = self.known.pop().flatten();
+        Ok(self.traits.get(identity).copied().or(earlier))
     }
 
     fn traits_put(&mut self, identity: &str, traits: Traits, _now_unix_ms: u64) -> Result<usize, StoreError> {

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
+use ostler_domain::ServerName;
 use ostler_os::Mark;
 use ostler_store::TreeRecord;
 use ostler_supervisor::{Supervisor, clock};
@@ -38,6 +40,10 @@ pub(super) struct State {
     /// A shutdown has come to its end: nothing may be started any more.
     pub(super) down: bool,
     next_pid: u32,
+    /// When each server was last seen to serve.
+    pub(super) served: BTreeMap<ServerName, Duration>,
+    /// Everything is being stopped, in order.
+    pub(super) stopping: bool,
     pub(super) chronicle: Chronicle,
     trace: Trace,
     violation: Option<String>,
