@@ -1,5 +1,5 @@
 # Thin on purpose: each target is one script, which says what it needs.
-.PHONY: run test lint bench
+.PHONY: run test lint bench simulate
 
 run:    ## build Ostler and start the quickstart
 	@scripts/run-quickstart.sh
@@ -13,3 +13,6 @@ lint:   ## format, lints, documentation, licences
 bench:  ## the gateway benchmarks against its peers
 	@bench/run.py gateway
 	@bench/run.py churn
+
+simulate: ## 100,000 seeded lives of the supervisor on a simulated system
+	@cargo run --quiet --locked --release -p ostler-testkit --features sim --bin ostler-simulate -- 0 100000

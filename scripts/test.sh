@@ -86,6 +86,8 @@ ensure_node 22 19
 
 # `cargo test` rather than nextest: it runs the documentation's examples too.
 cargo_step cargo-test cargo test --workspace --locked --no-fail-fast
+# A build of its own: no other test and no binary has the simulated ends of pipes in it.
+cargo_step simulation cargo test -p ostler-testkit --features sim --test sim --locked
 node_step harness node --test --test-reporter=tap tests/conformance/verdicts.test.mjs
 
 # The binary that its own tests ran: another `cargo build` would build half of the dependencies again, with other

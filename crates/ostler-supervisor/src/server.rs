@@ -205,9 +205,14 @@ impl Server {
         self.lock().clone()
     }
 
-    /// Whether a caller with this owner needs no new instance.
-    pub(crate) fn has_instance_of(&self, owner: &Owner) -> bool {
-        self.lock().iter().any(|handle| handle.owner == *owner && !handle.is_retired())
+    /// Whether a caller with this owner needs no new instance; in this era, where it has one.
+    pub(crate) fn has_instance_of(&self, owner: &Owner, era: Option<Era>) -> bool {
+        let fits = |handle: &Arc<InstanceHandle>| {
+            handle.era().is_none_or(|own| era.is_none_or(|wanted| own == wanted))
+                && handle.snapshot().wrong_era.is_none()
+        };
+        let mut instances = self.instances().into_iter();
+        instances.any(|handle| handle.owner == *owner && !handle.is_retired() && fits(&handle))
     }
 
     /// Whether a person stopped it, or it is going for good.

@@ -245,7 +245,7 @@ impl Supervisor {
             Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
             _ => (shared_owner(server, caller), None),
         };
-        self.await_dependencies(server, caller, &owner).await?;
+        self.await_dependencies(server, caller, &owner, Some(Era::Legacy)).await?;
         let instance = server.acquire(&self.core, &owner, Era::Legacy, params).await?;
         // A client that vanishes while its instance starts leaves nothing behind.
         let abandoned = Abandoned(Some(Arc::clone(instance.handle())));
@@ -275,7 +275,7 @@ impl Supervisor {
     /// [`Unavailable`], with the reason.
     pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Lease, Unavailable> {
         let owner = shared_owner(server, caller);
-        self.await_dependencies(server, caller, &owner).await?;
+        self.await_dependencies(server, caller, &owner, Some(Era::Modern)).await?;
         server.acquire(&self.core, &owner, Era::Modern, None).await
     }
 
@@ -285,8 +285,9 @@ impl Supervisor {
         server: &Server,
         caller: &Caller,
         owner: &Owner,
+        era: Option<Era>,
     ) -> Result<(), Unavailable> {
-        if server.spec.depends_on.is_empty() || server.has_instance_of(owner) {
+        if server.spec.depends_on.is_empty() || server.has_instance_of(owner, era) {
             return Ok(());
         }
         let owners = |server: &Server| shared_owner(server, caller);
@@ -308,7 +309,7 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
-        self.await_dependencies(server, caller, &shared_owner(server, caller)).await?;
+        self.await_dependencies(server, caller, &shared_owner(server, caller), None).await?;
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
         server.start(&self.core, owner.as_ref()).await?;
         for handle in server.instances() {
