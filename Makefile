@@ -14,5 +14,5 @@ bench:  ## the gateway benchmarks against its peers
 	@bench/run.py gateway
 	@bench/run.py churn
 
-simulate: ## 100,000 seeded lives of the supervisor on a simulated system
-	@cargo run --quiet --locked --release -p ostler-testkit --features sim --bin ostler-simulate -- 0 100000
+simulate: ## 100,000 seeded lives of the supervisor on a simulated system (minutes)
+	@cargo run --quiet --locked -p ostler-testkit --features sim --bin ostler-simulate -- 0 100000
