@@ -1,11 +1,15 @@
 # Thin on purpose: each target is one script, which says what it needs.
 .PHONY: run test lint bench simulate
+.PHONY: run test test-vm lint bench
 
 run:    ## build Ostler and start the quickstart
 	@scripts/run-quickstart.sh
 
 test:   ## every test, installing what it needs
 	@scripts/test.sh
+
+test-vm: ## what needs cgroup v2, in a small virtual machine
+	@scripts/test-vm.sh
 
 lint:   ## format, lints, documentation, licences
 	@scripts/lint.sh

@@ -199,6 +199,46 @@ async fn a_server_that_does_not_start_leaves_no_cgroup() {
     assert_eq!(ended(tree, &mark).await, []);
 }
 
+/// Names the rung that must be found for memory, cpu and pids: so that `scripts/test-vm.sh` cannot pass by skipping.
+const EXPECT_VARIABLE: &str = "OSTLER_EXPECT_RUNG";
+
+#[test]
+fn the_rung_is_the_one_that_was_made_for_it() {
+    let rungs = limits::claim();
+    match std::env::var(EXPECT_VARIABLE) {
+        Ok(wanted) => {
+            for rung in [rungs.memory, rungs.cpu, rungs.pids] {
+                assert_eq!(rung.to_string(), wanted, "{rungs}");
+            }
+        }
+        Err(_) => println!("nothing special was made; found:\n{rungs}"),
+    }
+    assert_eq!(limits::rungs(), rungs, "what was found stays");
+}
+
+#[test]
+fn a_daemon_that_hands_out_controllers_lives_below_them() {
+    if limits::claim().memory != Rung::CgroupV2 {
+        return skip("no cgroup v2 with controllers");
+    }
+    let groups = std::fs::read_to_string("/proc/self/cgroup").expect("readable");
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::")).expect("listed");
+    if own == "/" {
+        return println!("skipped: the topmost cgroup may hold processes, so there is nothing to move");
+    }
+    let own = Path::new("/sys/fs/cgroup").join(own.trim_start_matches('/'));
+    assert!(own.ends_with("daemon"), "{}", own.display());
+    let home = own.parent().expect("its home");
+    assert!(
+        home.file_name()
+            .expect("named")
+            .to_string_lossy()
+            .starts_with(&home_of(std::process::id().cast_signed()))
+    );
+    let given = std::fs::read_to_string(home.join("cgroup.subtree_control")).expect("readable");
+    assert!(["memory", "pids", "cpu"].iter().all(|one| given.contains(one)), "{given}");
+}
+
 /// The home of a daemon: what it is called begins so.
 fn home_of(daemon: i32) -> String {
     format!("ostler-{daemon}-")

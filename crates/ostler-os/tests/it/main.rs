@@ -30,8 +30,12 @@ type Events = mpsc::Receiver<GuardEvent>;
 /// sweeps hold this for writing, those that leave orphans for reading.
 static SWEEPS: RwLock<()> = RwLock::const_new(());
 
+/// Overrides where the testbed is: for running these tests on another machine than the one that built them.
+const TESTBED_VARIABLE: &str = "OSTLER_OS_TESTBED";
+
 fn testbed() -> PathBuf {
-    env!("CARGO_BIN_EXE_ostler-os-testbed").into()
+    std::env::var_os(TESTBED_VARIABLE)
+        .map_or_else(|| env!("CARGO_BIN_EXE_ostler-os-testbed").into(), PathBuf::from)
 }
 
 fn spawner() -> Spawner {
