@@ -10,8 +10,8 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-# Limits in seconds: for building, and for the machine from power on to power off. Emulated, it takes a minute or two.
-BUILD_LIMIT_S=1200 VM_LIMIT_S=480
+# Limits in seconds: for building, and for the machine from power on to power off. Emulated, it takes some minutes.
+BUILD_LIMIT_S=1200 VM_LIMIT_S=900
 VM_MEMORY_MIB=1024 VM_CPUS=2
 FILTER=${1:-}
 

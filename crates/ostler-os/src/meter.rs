@@ -48,7 +48,9 @@ pub struct TreeUsage {
     pub fds: Option<u64>,
     /// The open files of the process that has most: limits of open files are for each process.
     pub fds_of_one: Option<u64>,
-    /// Resident memory in bytes. Pages that processes share count for each of them.
+    /// Resident memory in bytes. Pages that processes share count for each of them. Exact when PSS is asked for;
+    /// otherwise it lags behind by up to some hundred kilobytes a thread, because the kernel counts in batches
+    /// (proc_pid_stat(5) calls it inaccurate).
     pub rss_bytes: u64,
     /// Resident memory in which a page shared by n processes counts 1/n for each, when asked for. As for `fds`.
     pub pss_bytes: Option<u64>,
@@ -148,9 +150,15 @@ impl Meter {
             (usage.fds, usage.fds_of_one) = (Some(sum), Some(most));
         }
         if detail.pss {
-            let text = &mut self.text;
-            usage.pss_bytes =
-                Some(usage.pids.iter().take(MAX_READ).filter_map(|&pid| pss_bytes(pid, text)).sum());
+            let mut sum = 0;
+            for process in self.below.iter().take(MAX_READ) {
+                if let Some((rss, pss)) = rollup(process.pid, &mut self.text) {
+                    sum += pss;
+                    usage.rss_bytes =
+                        (usage.rss_bytes + rss).saturating_sub(process.rss_pages * self.page_bytes);
+                }
+            }
+            usage.pss_bytes = Some(sum);
         }
     }
 }
@@ -184,14 +192,17 @@ fn count_files(path: &str) -> Option<u64> {
     Some(count)
 }
 
-/// From `smaps_rollup`, Linux 4.14 and later.
-fn pss_bytes(pid: i32, text: &mut Vec<u8>) -> Option<u64> {
+/// RSS and PSS in bytes, from `smaps_rollup`, Linux 4.14 and later.
+fn rollup(pid: i32, text: &mut Vec<u8>) -> Option<(u64, u64)> {
     use std::io::Read as _;
     text.clear();
     std::fs::File::open(format!("/proc/{pid}/smaps_rollup")).ok()?.take(8192).read_to_end(text).ok()?;
-    let line = text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Pss:"))?;
-    let kib: u64 = std::str::from_utf8(line).ok()?.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    let text = std::str::from_utf8(text).ok()?;
+    let bytes = |key: &str| -> Option<u64> {
+        let kib = text.lines().find_map(|line| line.strip_prefix(key))?.trim().strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    Some((bytes("Rss:")?, bytes("Pss:")?))
 }
 
 #[cfg(test)]
@@ -236,27 +247,38 @@ mod tests {
         assert_eq!(open_files(pid), None);
     }
 
-    #[test]
-    fn time_of_processes_that_ended_is_not_lost() {
-        // A shell whose children burn and end; it stays a child of this process until its input ends.
-        let script =
-            "for i in 1 2 3; do sh -c 'i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done'; done; echo; read x";
-        let mut shell = Command::new("sh")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("sh starts");
+    /// Burns in children of a shell that end; the shell is there until the end of its input.
+    const BURN: &str = "for i in 1 2 3; do sh -c 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done'; done";
+
+    /// What those children have used, far from what their parents use to start them, in milliseconds.
+    const BURNT_MS: u64 = 40;
+
+    /// Measures the tree below a shell that runs `script`, before and after it says a line.
+    fn before_and_after(script: &str) -> (TreeUsage, TreeUsage) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, BURN]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = command.spawn().expect("sh starts");
         let root = TreeRoot { guard_pid: shell.id().cast_signed(), guard_start: 0 };
         let mut meter = Meter::default();
-        let first = meter.sample(&[root], Detail::default()).expect("/proc").remove(0);
-        assert_eq!(first.cpu_percent.to_bits(), 0.0_f64.to_bits(), "nothing to compare with");
+        let mut measure = || meter.sample(&[root], Detail::default()).expect("/proc").remove(0);
+        let first = measure();
         std::io::Read::read_exact(&mut shell.stdout.take().expect("piped"), &mut [0]).expect("it says so");
-        let second = meter.sample(&[root], Detail::default()).expect("/proc").remove(0);
-        assert_eq!(second.processes, 0, "none of them is left");
-        assert!(second.cpu_ms > first.cpu_ms, "{first:?} {second:?}");
-        assert!(second.cpu_percent > 0.0, "{second:?}");
+        let second = measure();
         drop(shell.stdin.take());
         shell.wait().expect("ends");
+        (first, second)
+    }
+
+    #[test]
+    fn time_of_processes_that_ended_is_not_lost() {
+        // Reaped by the root, as a guard reaps; then by a process of the tree.
+        let burn = r#"eval "$0"; echo; read x"#;
+        for (script, left) in [(burn, 0), (r#"sh -c 'eval "$0"; echo; read x' "$0"; exit 0"#, 1)] {
+            let (first, second) = before_and_after(script);
+            assert_eq!(first.cpu_percent.to_bits(), 0.0_f64.to_bits(), "nothing to compare with");
+            assert_eq!(second.processes, left, "those that burnt are gone");
+            assert!(second.cpu_ms >= first.cpu_ms + BURNT_MS, "{first:?} {second:?}");
+            assert!(second.cpu_percent > 0.0, "{second:?}");
+        }
     }
 }

@@ -5,11 +5,12 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 
 use ostler_os::meter::{Detail, Meter, TreeRoot, TreeUsage};
+use ostler_os::sockets::{self, Listener, Owner};
 use ostler_os::{Exit, GuardEvent, SpawnError, SpawnFailure, Spawner, env};
 use ostler_testkit::mark::Mark as TestMark;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
-use super::{next, read_all, request, see, spawn, spawner, started, testbed, until_empty};
+use super::{DEADLINE, next, read_all, request, see, spawn, spawner, started, testbed, until_empty};
 
 async fn failure(program: &str, args: &[&str], cwd: Option<&str>) -> SpawnFailure {
     let mark = TestMark::new();
@@ -210,4 +211,32 @@ async fn a_tree_is_counted_without_its_guard() {
     tree.control.kill();
     until_empty(&mut tree.events).await;
     assert_eq!(measure(), TreeUsage::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_belongs_to_the_tree_that_listens_on_it_however_deep() {
+    let mark = TestMark::new();
+    let testbed = testbed();
+    let script = "(\"$0\" listen &); sleep 600";
+    let mut tree = spawn(&mark, "sh", &["-c", script, testbed.to_str().expect("text")]);
+    let (leader, _) = started(&mut tree.events).await;
+    let mut line = String::new();
+    let read = tokio::time::timeout(DEADLINE, BufReader::new(&mut tree.stdout).read_line(&mut line)).await;
+    read.expect("before the deadline").expect("text");
+    let port: u16 = line.trim().parse().expect("a port");
+    let root = TreeRoot { guard_pid: tree.guard_pid, guard_start: tree.guard_start };
+    let listeners = sockets::listeners(root).expect("/proc");
+    let [Listener { port: found, addr, pid }] = listeners[..] else { panic!("{listeners:?}") };
+    assert_eq!((found, addr), (port, std::net::Ipv4Addr::LOCALHOST.into()));
+    assert_ne!(pid, leader, "an orphan of the leader's");
+    assert_eq!(sockets::owner_of(port, root).expect("/proc"), Owner::Tree(pid));
+    let mut other = spawn(&mark, "sleep", &["600"]);
+    started(&mut other.events).await;
+    let elsewhere = TreeRoot { guard_pid: other.guard_pid, guard_start: other.guard_start };
+    assert_eq!(sockets::owner_of(port, elsewhere).expect("/proc"), Owner::Other(Some(pid)));
+    tree.control.kill();
+    until_empty(&mut tree.events).await;
+    assert_eq!(sockets::owner_of(port, root).expect("/proc"), Owner::Nobody);
+    other.control.kill();
+    until_empty(&mut other.events).await;
 }

@@ -19,6 +19,7 @@ fn main() {
         Some("hog-pids") => hog_pids(&arguments[1]),
         Some("hog-files") => hog_files(),
         Some("hog-cpu") => hog_cpu(),
+        Some("listen") => listen(),
         other => panic!("unknown: {other:?}"),
     }
 }
@@ -189,6 +190,13 @@ fn hog_cpu() {
     };
     std::thread::spawn(burn);
     burn()
+}
+
+/// Listens on a port of its own choice, says which, and stays.
+fn listen() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    say(&socket.local_addr().expect("bound").port().to_string());
+    stay()
 }
 
 fn stay() -> ! {
