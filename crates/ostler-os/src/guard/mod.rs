@@ -17,7 +17,7 @@
 //! One thread, one poll: the control socket (standard input), a signalfd for SIGCHLD, and the files of the tree's
 //! cgroups that tell when a limit is hit.
 //!
-//! Guards are forked from one process that has loaded the program once ([`forge`]), or, where that does not work,
+//! Guards are forked from one process that has loaded the program once (`forge`), or, where that does not work,
 //! started as a program each.
 
 mod birth;

@@ -83,7 +83,10 @@ async fn a_memory_hog_is_killed_and_named() {
     let peak = hit.reached.expect("the kernel says it");
     assert!(peak > allowed / 2 && peak <= allowed, "{peak}");
     assert!(hit.to_string().starts_with("killed for memory: limit 64 MiB, peak "), "{hit}");
-    assert_eq!(ended(tree, &mark).await, [GuardEvent::LeaderExited(Exit::Signal(9))], "after it");
+    // Killing the whole tree counts some of it twice, so it may be told twice; but before the end.
+    let mut told = ended(tree, &mark).await;
+    assert_eq!(told.pop(), Some(GuardEvent::LeaderExited(Exit::Signal(9))), "after it, and the last");
+    assert!(told.len() <= 1 && told.iter().all(|event| matches!(event, GuardEvent::LimitHit(_))), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,8 +18,8 @@ use ostler_testkit::mark::{Mark as TestMark, Marked};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::{RwLock, mpsc};
 
-/// For what has to happen; a loaded machine may be slow.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// For what has to happen; a loaded machine may be slow, and an emulated one is.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A step of the ladder that an evil child is expected to ignore.
 const STEP: Duration = Duration::from_millis(150);
