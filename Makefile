@@ -1,6 +1,5 @@
 # Thin on purpose: each target is one script, which says what it needs.
-.PHONY: run test lint bench simulate
-.PHONY: run test test-vm lint bench
+.PHONY: run test test-vm simulate lint bench
 
 run:    ## build Ostler and start the quickstart
 	@scripts/run-quickstart.sh
