@@ -97,9 +97,9 @@ class Ostler(Supervisor):
         text = f'[gateway]\nlisten = "127.0.0.1:0"\n[limits]\nprocesses = {len(services) + 1}\n'
         text += '[defaults.restart]\npolicy = "always"\nmax = 1000\n'
         if quick:
-            text += '[defaults.restart.backoff]\nmin = "1ms"\nmax = "1ms"\njitter = 0.0\n'
+            text += '[defaults.restart.backoff]\nmin = "0s"\nmax = "1ms"\njitter = 0.0\n'
         for service in services:
-            text += f'[servers.{service.name}]\ntransport = "stdio"\nscope = "shared"\n'
+            text += f'[servers.{service.name}]\ntransport = "none"\nscope = "shared"\n'
             text += f"command = {json.dumps(service.command[0])}\nargs = {json.dumps(service.command[1:])}\n"
             text += 'inherit_env = ["OSTLER_BENCH_MARK"]\n'
         (home / "ostler.toml").write_text(text)

@@ -133,8 +133,11 @@ pub(crate) fn recv_spec(socket: impl AsFd) -> io::Result<Option<(Spec, [OwnedFd;
     let [Some(file), Some(stdin), Some(stdout), Some(stderr)] = fds else {
         return Err(invalid("the first packet came without its descriptors"));
     };
-    let mut encoded = Vec::new();
-    File::from(file).take(MAX_SPEC_BYTES as u64).read_to_end(&mut encoded)?;
+    let file = File::from(file);
+    // Its whole size at once: growing step by step leaves a guard with pages it does not need.
+    let size = file.metadata()?.len().min(MAX_SPEC_BYTES as u64);
+    let mut encoded = Vec::with_capacity(usize::try_from(size).unwrap_or(MAX_SPEC_BYTES) + 1);
+    file.take(MAX_SPEC_BYTES as u64).read_to_end(&mut encoded)?;
     Ok(Some((serde_json::from_slice(&encoded)?, [stdin, stdout, stderr])))
 }
 

@@ -157,7 +157,12 @@ const RESTART: Groups = &[&[
 ]];
 
 const BACKOFF: Groups = &[&[
-    key("min", DURATION, r#""100ms""#, "The first delay."),
+    key(
+        "min",
+        DURATION_OR_ZERO,
+        r#""100ms""#,
+        "The first delay; `0s` restarts at once, as often as `max` and `window` allow.",
+    ),
     key(
         "max",
         DURATION,

@@ -783,6 +783,8 @@ pub(super) fn convert(exit: ostler_os::Exit) -> Exit {
 
 async fn sleep_until(at: Option<Instant>) {
     match at {
+        // A timer of the runtime rounds up to the next millisecond, or the one after.
+        Some(at) if at <= Instant::now() => {}
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
