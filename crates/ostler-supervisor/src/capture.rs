@@ -19,10 +19,10 @@ pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {
         if pipe.readable().await.is_err() {
             break;
         }
-        match pipe.try_read(&mut held.buffer[held.filled..]) {
+        match pipe.try_read(held.room()) {
             Ok(0) => break,
             Ok(length) => held.take(length, stream, &log),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => held.rest(),
             Err(error) => {
                 tracing::warn!(%error, stream = stream.as_str(), "the output of a process cannot be read");
                 break;
@@ -33,20 +33,31 @@ pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {
 }
 
 /// What was read and not taken yet: less than a line.
+#[derive(Default)]
 struct Held {
+    /// Empty while nothing is to be read: most processes are silent most of the time.
     buffer: Vec<u8>,
     filled: usize,
     /// Bytes dropped so far of the line that is being read, which is too long.
     overlong: usize,
 }
 
-impl Default for Held {
-    fn default() -> Self {
-        Self { buffer: vec![0; SMALLEST], filled: 0, overlong: 0 }
-    }
-}
-
 impl Held {
+    /// Where to read to.
+    fn room(&mut self) -> &mut [u8] {
+        if self.buffer.is_empty() {
+            self.buffer.resize(SMALLEST, 0);
+        }
+        &mut self.buffer[self.filled..]
+    }
+
+    /// There is nothing to be read for now.
+    fn rest(&mut self) {
+        if self.filled == 0 {
+            self.buffer = Vec::new();
+        }
+    }
+
     /// Takes `length` more bytes of the buffer.
     fn take(&mut self, length: usize, stream: Stream, log: &Log) {
         let fresh = self.filled;
@@ -109,10 +120,11 @@ mod tests {
         for piece in text.as_bytes().chunks(size) {
             let mut rest = piece;
             while !rest.is_empty() {
-                let length = rest.len().min(held.buffer.len() - held.filled);
-                let filled = held.filled;
-                held.buffer[filled..filled + length].copy_from_slice(&rest[..length]);
+                let room = held.room();
+                let length = rest.len().min(room.len());
+                room[..length].copy_from_slice(&rest[..length]);
                 held.take(length, Stream::Stderr, &log);
+                held.rest();
                 rest = &rest[length..];
             }
         }
