@@ -42,6 +42,7 @@ pub mod peercred;
 pub mod pidfd;
 pub mod pressure;
 pub mod reap;
+mod shrink;
 pub mod sockets;
 pub mod spawn;
 pub mod sweep;

@@ -31,8 +31,11 @@ pub fn give_back_large_memory() {
 }
 
 /// Gives memory that was freed back to the system. The C library keeps what a burst of clients took, in case of
-/// another; after the burst it is of no use. Takes milliseconds: for a thread that may block.
+/// another; after the burst it is of no use. The same holds of the program's pages, which are most of a resting
+/// daemon's memory: what is needed again comes back from the page cache. Takes milliseconds: for a thread that may
+/// block.
 pub fn give_back_memory() {
+    crate::shrink::shrink_program();
     // SAFETY: `malloc_trim` may be called at any time from any thread; it takes the allocator's own locks.
     #[cfg(target_env = "gnu")]
     unsafe {

@@ -107,7 +107,11 @@ async fn run(global: &Global, args: &UpArgs, config: Config) -> Result<bool, UpE
     }
     let watching = tokio::spawn({
         let (supervisor, base) = (Arc::clone(&supervisor), base);
-        async move { progress::follow(&supervisor, &base).await }
+        async move {
+            progress::follow(&supervisor, &base).await;
+            // Of what starting took, little is needed again. It fails only when the runtime is going.
+            let _ = tokio::task::spawn_blocking(ostler_os::own::give_back_memory).await;
+        }
     });
     let reason = stop.asked(&gateway).await;
     watching.abort();

@@ -15,7 +15,7 @@ use std::os::fd::{IntoRawFd as _, OwnedFd};
 use crate::mark::Mark;
 use crate::wire::{self, Forged};
 
-use super::{FORGE_ARGUMENT, GUARD_ARGUMENT, shrink, start};
+use super::{FORGE_ARGUMENT, GUARD_ARGUMENT, start};
 
 /// What this process is when [`serve`] returns.
 pub(super) enum Role {
@@ -29,7 +29,7 @@ pub(super) enum Role {
 pub(super) fn serve() -> io::Result<Role> {
     let socket = start::prepare_forge()?;
     let title = Title::find();
-    shrink::shrink();
+    crate::shrink::shrink();
     while let Some((mark, control)) = wire::recv_guard(&socket)? {
         match fork_sibling() {
             Ok(Some(pid)) => answer(&socket, Forged::Guard { pid }),

@@ -22,7 +22,6 @@
 
 mod birth;
 pub(crate) mod forge;
-mod shrink;
 mod start;
 
 use std::ffi::OsStr;
@@ -106,7 +105,7 @@ fn run() -> io::Result<()> {
     };
     if !forged {
         // Before the report: once it is out, the guard has nothing open that is not its own.
-        shrink::shrink();
+        crate::shrink::shrink();
     }
     report(
         &control,

@@ -1,16 +1,28 @@
-//! A guard has little to do once its server runs: it gives back the memory that starting took.
+//! Giving back the memory that a program's own bytes take once they were needed: most are for the start only.
 
 use std::fs;
+use std::path::Path;
 
 /// Takes the pages of this process's programs and libraries out of its memory. They are clean pages of files, so
-/// the few that the guard still needs come back from the page cache when it touches them; a guard keeps well
-/// below a megabyte that way, and there may be hundreds.
-pub(super) fn shrink() {
+/// the few that are still needed come back from the page cache when it touches them; a guard keeps well
+/// below a megabyte that way, and there may be hundreds. Only for a process with one thread.
+pub(crate) fn shrink() {
+    drop_pages(|_| true);
+}
+
+/// The same for the program alone, whose mappings no thread ever takes away: for a process with many.
+pub(crate) fn shrink_program() {
+    let Ok(program) = fs::read_link("/proc/self/exe") else { return };
+    drop_pages(|path| Path::new(path) == program);
+}
+
+fn drop_pages(of: impl Fn(&str) -> bool) {
     let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
-    for (start, length) in clean_file_mappings(&smaps) {
+    for (start, length) in clean_file_mappings(&smaps, of) {
         // SAFETY: the range is a mapping of this process that cannot be written to and of which the process has
-        // no page of its own, as the kernel has just said; its one thread maps nothing meanwhile. `DontNeed` drops
-        // such pages from the page table only: the next access reads the same bytes from the file again.
+        // no page of its own, as the kernel has just said; nobody maps something else there meanwhile, because
+        // there is no other thread, or because it is the program itself. `DontNeed` drops such pages from the page
+        // table only: the next access reads the same bytes from the file again.
         let dropped = unsafe {
             rustix::mm::madvise(start as *mut std::ffi::c_void, length, rustix::mm::Advice::LinuxDontNeed)
         };
@@ -21,26 +33,31 @@ pub(super) fn shrink() {
 
 /// Start and length of the mappings (proc_pid_smaps(5)) that hold nothing but unchanged bytes of a file. What the
 /// dynamic linker wrote to before it was made read-only is none of them: it has anonymous pages.
-fn clean_file_mappings(smaps: &str) -> Vec<(usize, usize)> {
+fn clean_file_mappings(smaps: &str, of: impl Fn(&str) -> bool) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
         if let Some(anonymous) = line.strip_prefix("Anonymous:") {
             found.extend(current.take().filter(|_| anonymous.trim() == "0 kB"));
-        } else if let Some(mapping) = read_only_file(line) {
+        } else if let Some(mapping) = read_only_file(line, &of) {
             current = mapping;
         }
     }
     found
 }
 
-/// The mapping that a line of smaps begins, if it is of a file and read-only; `None` for a line that begins none.
-fn read_only_file(line: &str) -> Option<Option<(usize, usize)>> {
+/// The mapping that a line of smaps begins, if it is read-only and of a file that is meant; `None` for a line that
+/// begins none.
+fn read_only_file(line: &str, of: impl Fn(&str) -> bool) -> Option<Option<(usize, usize)>> {
     let mut words = line.split_ascii_whitespace();
     let (range, mode) = (words.next()?, words.next()?);
     let (start, end) = range.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    let of_a_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
+    let of_a_file = words.nth(2).is_some() && {
+        // The rest of the line: a path may hold spaces.
+        let path = line.find('/').map_or("", |at| &line[at..]);
+        !path.is_empty() && of(path)
+    };
     let usable = of_a_file && mode.starts_with('r') && !mode.contains('w');
     Some(usable.then(|| (start, end.saturating_sub(start))))
 }
@@ -65,7 +82,9 @@ Anonymous:             0 kB
 7ffd00002000-7ffd00003000 r--p 00000000 00:00 0
 Anonymous:             0 kB
 ";
-        assert_eq!(clean_file_mappings(smaps), [(0x55d0_c0a0_0000, 0x10_0000)]);
+        assert_eq!(clean_file_mappings(smaps, |_| true), [(0x55d0_c0a0_0000, 0x10_0000)]);
+        assert_eq!(clean_file_mappings(smaps, |path| path == "/usr/bin/x").len(), 1);
+        assert_eq!(clean_file_mappings(smaps, |path| path == "/usr/bin/y"), []);
     }
 
     #[test]
@@ -74,5 +93,10 @@ Anonymous:             0 kB
         shrink();
         let after = crate::own::rss_bytes().expect("statm");
         assert!(after < before, "{before} bytes before, {after} after");
+        // The test's own program is one with many threads.
+        let before = crate::own::rss_bytes().expect("statm");
+        shrink_program();
+        let after = crate::own::rss_bytes().expect("statm");
+        assert!(after < before, "{before} bytes before, {after} after the program alone");
     }
 }
