@@ -13,9 +13,10 @@ test-vm: ## what needs cgroup v2, in a small virtual machine
 lint:   ## format, lints, documentation, licences
 	@scripts/lint.sh
 
-bench:  ## the gateway benchmarks against its peers
+bench:  ## the benchmarks against its peers
 	@bench/run.py gateway
 	@bench/run.py churn
+	@bench/run.py supervision
 
 simulate: ## 100,000 seeded lives of the supervisor on a simulated system (minutes)
 	@cargo run --quiet --locked -p ostler-testkit --features sim --bin ostler-simulate -- 0 100000

@@ -29,6 +29,8 @@ SEASON_S = 2.5
 # After SIGKILL of the daemon, until those that are left are counted.
 LEFT_AFTER_S = 10
 LOOK_EVERY_S = 0.02
+# Some look around every five seconds only.
+IDLE_S = 20
 # Children killed in a round.
 CRASHES = 20
 
@@ -144,7 +146,7 @@ def end_process(pid, start):
 def measure(supervisor, child, arguments):
     """One supervisor in one round."""
     count = arguments.children
-    row = life(supervisor, child, count, 2 * arguments.seconds)
+    row = life(supervisor, child, count, IDLE_S)
     row |= crashes(supervisor, child, count, min(count, 5 if arguments.quick else CRASHES))
     if supervisor.logs:
         row |= log(supervisor, child, arguments.seconds)

@@ -26,6 +26,7 @@ DEBIAN_ROOT = CACHE / "debian"
 # relative to the scan directory it works in, where the harness puts a link.
 S6_INSTALLED = b"/usr/bin/s6-supervise\0"
 S6_LINK = ".s6-svscan/supervise"
+CIRCUS_QUICK_S = 0.001
 
 
 class Service:
@@ -93,7 +94,7 @@ class Floor(Supervisor):
 
 class Ostler(Supervisor):
     def files(self, home, services, quick, logs):
-        # As the peers: up to a hundred services, started again whatever they ended with.
+        # As the peers: so many services, started again whatever they ended with.
         text = f'[gateway]\nlisten = "127.0.0.1:0"\n[limits]\nprocesses = {len(services) + 1}\n'
         text += '[defaults.restart]\npolicy = "always"\nmax = 1000\n'
         if quick:
@@ -129,7 +130,7 @@ class Circus(Supervisor):
     def files(self, home, services, quick, logs):
         # Sockets in its own folder, not on fixed ports.
         text = f"[circus]\nendpoint = ipc://{home}/endpoint\npubsub_endpoint = ipc://{home}/pubsub\n"
-        # It looks for ended children once a second (`check_delay`); more often than this makes it slower.
+        # It looks for ended children every five seconds otherwise.
         text += f"check_delay = {CIRCUS_QUICK_S}\n" if quick else ""
         for service in services:
             text += f"[watcher:{service.name}]\ncmd = {service.command[0]}\n"
@@ -140,9 +141,6 @@ class Circus(Supervisor):
 
     def command(self, home):
         return [CACHE / "supervisors/bin/circusd", home / "circus.ini"]
-
-
-CIRCUS_QUICK_S = 0.01
 
 
 class Pm2(Supervisor):
