@@ -72,13 +72,18 @@ impl Inner {
     }
 
     fn after(&self, seq: u64, most: usize) -> Vec<Entry> {
-        let entry = |slot: &Slot, mut subject: String| {
-            let message = subject.split_off(slot.subject);
-            let Slot { seq, unix_ms, kind, severity, .. } = *slot;
-            Entry { seq, unix_ms, kind, severity, subject, message }
-        };
         self.entries.last(most, |slot| slot.seq > seq, entry)
     }
+
+    fn following(&self, seq: u64, most: usize) -> Vec<Entry> {
+        self.entries.first(most, |slot| slot.seq > seq, entry)
+    }
+}
+
+fn entry(slot: &Slot, mut subject: String) -> Entry {
+    let message = subject.split_off(slot.subject);
+    let Slot { seq, unix_ms, kind, severity, .. } = *slot;
+    Entry { seq, unix_ms, kind, severity, subject, message }
 }
 
 /// A bounded log of happenings; each is written to the daemon's own log as well.
@@ -128,6 +133,12 @@ impl Events {
         self.lock().after(seq, most)
     }
 
+    /// The first `most` of the events after `seq`, oldest first. When the first of them is not the one that comes
+    /// after `seq`, those between were dropped.
+    pub fn following(&self, seq: u64, most: usize) -> Vec<Entry> {
+        self.lock().following(seq, most)
+    }
+
     /// Tells the number of the latest event, now and whenever it changes.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.latest.subscribe()
@@ -162,6 +173,8 @@ mod tests {
         assert_eq!(seqs(0, 2), [2004, 2005]);
         assert_eq!(seqs(2003, 100), [2004, 2005]);
         assert_eq!(seqs(2005, 100), [0; 0]);
+        let following: Vec<u64> = events.following(3, 2).iter().map(|entry| entry.seq).collect();
+        assert_eq!(following, [6, 7], "what came between is gone");
         assert_eq!(events.after(2004, 100)[0].message, "stop: é2005");
     }
 

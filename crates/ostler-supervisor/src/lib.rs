@@ -16,6 +16,7 @@
 //! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
 //! for anybody.
 
+pub mod adhoc;
 pub mod admission;
 pub mod budget;
 mod capture;
@@ -41,9 +42,10 @@ pub mod stream;
 pub mod supervisor;
 pub mod watch;
 
+pub use adhoc::{AdHocSpec, SpawnRefused};
 pub use budget::Budget;
 pub use connection::Connection;
-pub use instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
+pub use instance::{Ended, InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 pub use registry::{Registry, Table};
 pub use server::Server;
 pub use session::{Session, Sessions};

@@ -3,6 +3,7 @@
 //! Readers take the table as it is at that moment and wait for nobody; it is replaced, never changed in place.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::instance::InstanceHandle;
@@ -39,6 +40,8 @@ pub struct Registry {
     table: ArcSwap<Table>,
     /// Held while the next table is made.
     changing: Mutex<()>,
+    /// The daemon is stopping: nothing is added any more.
+    closed: AtomicBool,
 }
 
 impl Registry {
@@ -66,6 +69,18 @@ impl Registry {
             snapshot.pid == Some(pid) || snapshot.guard_pid.is_some_and(|guard| guard.unsigned_abs() == pid)
         };
         self.table().all().iter().flat_map(|server| server.instances()).find(is_it)
+    }
+
+    /// From now on nobody adds a server: what the table has after this is all that there is to stop.
+    pub(crate) fn close(&self) {
+        // Behind the lock: whoever is adding one is done with it, and it is in the table.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::close`] was called. It stays as it is while [`Self::change`] runs.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Replaces the table by what `change` makes of the one before.

@@ -50,17 +50,31 @@ impl<T> TextRing<T> {
         &self,
         most: usize,
         newer: impl Fn(&T) -> bool,
-        mut take: impl FnMut(&T, String) -> U,
+        take: impl FnMut(&T, String) -> U,
     ) -> Vec<U> {
         let known = self.slots.partition_point(|(about, _)| !newer(about));
-        let first = known.max(self.slots.len().saturating_sub(most));
-        let mut at: usize = self.slots.range(..first).map(|(_, length)| length).sum();
+        self.take(known.max(self.slots.len().saturating_sub(most))..self.slots.len(), take)
+    }
+
+    /// The first `most` of those that `newer` accepts, oldest first. What follows an accepted one is accepted, too.
+    pub(crate) fn first<U>(
+        &self,
+        most: usize,
+        newer: impl Fn(&T) -> bool,
+        take: impl FnMut(&T, String) -> U,
+    ) -> Vec<U> {
+        let known = self.slots.partition_point(|(about, _)| !newer(about));
+        self.take(known..self.slots.len().min(known.saturating_add(most)), take)
+    }
+
+    fn take<U>(&self, which: std::ops::Range<usize>, mut take: impl FnMut(&T, String) -> U) -> Vec<U> {
+        let mut at: usize = self.slots.range(..which.start).map(|(_, length)| length).sum();
         let text = |(about, length): &(T, usize)| {
             let bytes = self.texts.range(at..at + length).copied().collect();
             at += length;
             take(about, String::from_utf8(bytes).expect("whole texts went in"))
         };
-        self.slots.range(first..).map(text).collect()
+        self.slots.range(which).map(text).collect()
     }
 }
 
@@ -82,6 +96,10 @@ mod tests {
         assert_eq!(texts(&ring, 2, 0), kept[1..]);
         assert_eq!(texts(&ring, 100, 9), kept[2..]);
         assert_eq!(texts(&ring, 100, 10), []);
+        let first = |most, after| ring.first(most, |number| *number > after, |number, text| (*number, text));
+        assert_eq!(first(2, 0), kept[..2]);
+        assert_eq!(first(usize::MAX, 8), kept[1..]);
+        assert_eq!(first(2, 10), []);
     }
 
     #[test]

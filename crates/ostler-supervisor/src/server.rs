@@ -12,7 +12,7 @@ use ostler_domain::{Era, Generation, InstanceId, ServerSpec, Traits};
 use ostler_mcp::version;
 use sha2::{Digest as _, Sha256};
 
-use crate::admission::Counted;
+use crate::admission::{Counted, Place};
 use crate::core::Core;
 use crate::instance::driver::{Creation, Driver, Inbox};
 use crate::instance::handshake::Need;
@@ -32,6 +32,7 @@ pub struct Server {
     stopped: AtomicBool,
     /// It is going for good: nobody starts it again.
     ending: AtomicBool,
+    by_hand: bool,
     standing: watch::Sender<Standing>,
     /// What is wrong with its dependencies.
     trouble: watch::Sender<Option<String>>,
@@ -115,8 +116,28 @@ enum Found {
     Ending(Arc<InstanceHandle>),
 }
 
+/// What a new instance is wanted for.
+struct Wanted<'a> {
+    owner: &'a Owner,
+    /// The era it has to serve, where that is known.
+    era: Option<Era>,
+    /// The parameters of a client's `initialize`, for an instance of its own.
+    initialize: Option<Arc<str>>,
+    /// Whether it is stopped again when it is of no use.
+    on_demand: bool,
+}
+
 impl Server {
     pub(crate) fn new(spec: ServerSpec, traits: Traits) -> Arc<Self> {
+        Self::make(spec, traits, false)
+    }
+
+    /// One that no configuration names: a person started it.
+    pub(crate) fn by_hand(spec: ServerSpec) -> Arc<Self> {
+        Self::make(spec, Traits::default(), true)
+    }
+
+    fn make(spec: ServerSpec, traits: Traits, by_hand: bool) -> Arc<Self> {
         let identity = identity(&spec);
         Arc::new(Self {
             spec,
@@ -126,6 +147,7 @@ impl Server {
             next_number: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            by_hand,
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
         })
@@ -229,6 +251,11 @@ impl Server {
             )));
         }
         Ok(())
+    }
+
+    /// Whether a person started it by hand, and no configuration names it.
+    pub fn is_by_hand(&self) -> bool {
+        self.by_hand
     }
 
     /// How long a caller waits for an instance to become ready: as long as a start may take.
@@ -338,7 +365,8 @@ impl Server {
             return Ok(handle.lease().map_or_else(|| ending(handle), Found::Undetermined));
         }
         // It is what the caller asked for, or whoever asks for its connection is told what it turned out to be.
-        let handle = self.create(core, &mut instances, owner, Some(era), initialize, true)?;
+        let handle =
+            self.create(core, &mut instances, Wanted { owner, era: Some(era), initialize, on_demand: true })?;
         Ok(handle.lease().map_or_else(|| ending(&handle), Found::Fitting))
     }
 
@@ -359,7 +387,8 @@ impl Server {
                 let mut instances = self.lock();
                 let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
                 let Some(mine) = mine else {
-                    return self.create(core, &mut instances, owner, era, None, false).map(drop);
+                    let wanted = Wanted { owner, era, initialize: None, on_demand: false };
+                    return self.create(core, &mut instances, wanted).map(drop);
                 };
                 mine
             };
@@ -377,12 +406,9 @@ impl Server {
         self: &Arc<Self>,
         core: &Arc<Core>,
         instances: &mut Vec<Arc<InstanceHandle>>,
-        owner: &Owner,
-        era: Option<Era>,
-        initialize: Option<Arc<str>>,
-        on_demand: bool,
+        wanted: Wanted<'_>,
     ) -> Result<Arc<InstanceHandle>, Unavailable> {
-        self.check_ending()?;
+        let era = wanted.era;
         let traits = self.traits();
         let refused = match era {
             Some(Era::Legacy) => traits.legacy == Some(false),
@@ -392,13 +418,9 @@ impl Server {
         if let Some(era) = era.filter(|_| refused) {
             return Err(Unavailable::WrongEra(self.spec.name.clone(), era));
         }
-        if self.stopped() {
-            return Err(Unavailable::Limit(format!(
-                "server `{name}` was stopped; `ostler start {name}` starts it",
-                name = self.spec.name
-            )));
-        }
-        let counted = match owner {
+        self.startable()?;
+        let counted = match wanted.owner {
+            _ if self.by_hand => Counted::AdHoc,
             Owner::Session(_) => Counted::Session,
             Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&self.spec.type_name),
         };
@@ -406,6 +428,42 @@ impl Server {
             core.events.count(refusal.limit);
             Unavailable::Limit(refusal.why)
         })?;
+        Ok(self.create_in(core, instances, wanted, place))
+    }
+
+    /// Whether clients may start it.
+    fn startable(&self) -> Result<(), Unavailable> {
+        self.check_ending()?;
+        let name = &self.spec.name;
+        if self.stopped() {
+            return Err(Unavailable::Limit(format!(
+                "server `{name}` was stopped; `ostler start {name}` starts it"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Starts its one instance, which has a place already.
+    pub(crate) fn start_admitted(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        place: Place,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        let mut instances = self.lock();
+        self.startable()?;
+        let wanted = Wanted { owner: &Owner::All, era: None, initialize: None, on_demand: false };
+        Ok(self.create_in(core, &mut instances, wanted, place))
+    }
+
+    fn create_in(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        instances: &mut Vec<Arc<InstanceHandle>>,
+        wanted: Wanted<'_>,
+        place: Place,
+    ) -> Arc<InstanceHandle> {
+        let Wanted { owner, era, initialize, on_demand } = wanted;
+        let traits = self.traits();
         let params = initialize.unwrap_or_else(|| version::shared_initialize_params().into());
         let (need, wanted_era) = match (era, traits.modern) {
             (Some(Era::Legacy), _) => (Need::Legacy(params), era),
@@ -432,7 +490,7 @@ impl Server {
             }
             changed
         });
-        Ok(handle)
+        handle
     }
 
     /// Lets clients start it again, and starts what there is of it.

@@ -62,7 +62,7 @@ pub enum StartError {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Supervisor {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     sessions: Arc<Sessions>,
 }
 
@@ -344,6 +344,7 @@ impl Supervisor {
 
     /// Stops everything; returns when nothing runs, or after [`SHUTDOWN`]. True when nothing runs.
     pub async fn shutdown(&self, reason: &str) -> bool {
+        self.core.registry.close();
         let table = self.servers();
         // Before anything stops: nobody starts again what is needed by what has not stopped yet.
         table.all().iter().for_each(|server| server.refuse());
@@ -361,7 +362,7 @@ fn watch_dependencies(core: &Arc<Core>, server: &Arc<Server>) {
 
 /// After a wish: returns when a generation after `before` serves, or nothing is on its way to that, or `patience` is
 /// over.
-async fn until_started(handle: &InstanceHandle, before: Generation, patience: Duration) {
+pub(crate) async fn until_started(handle: &InstanceHandle, before: Generation, patience: Duration) {
     let started = async {
         // Until its driver has taken up the wish, it looks as it did before.
         handle.decided().await;

@@ -24,10 +24,11 @@ mod birth;
 pub(crate) mod forge;
 mod start;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -36,6 +37,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::cgroup::leaf::Leaf;
 use crate::kill::{Freeze, Killer, Pause};
+use crate::spawn::SpawnFailure;
 use crate::wire::{self, MAX_ORDER_BYTES, Order, Received, Report};
 use forge::Role;
 
@@ -64,6 +66,24 @@ pub const MAX_HITS: usize = crate::cgroup::leaf::MAX_HITS;
 /// Whether the first argument says that this process is a guard or makes guards: then it is [`main`]'s.
 pub fn is_meant(argument: &OsStr) -> bool {
     argument == GUARD_ARGUMENT || argument == FORGE_ARGUMENT
+}
+
+/// The file that a guard would execute for `program`, in a server's environment and working directory: for telling
+/// a mistake to whoever made it, before anything is started. What it says may have changed by then. It asks the
+/// file system, and so may block.
+///
+/// # Errors
+/// What the guard would report: the working directory is not one, or the program is not there or not executable.
+pub fn look_up(
+    program: &OsStr,
+    env: &[(OsString, OsString)],
+    cwd: Option<&Path>,
+) -> Result<PathBuf, SpawnFailure> {
+    start::look_up(program, env, cwd).map_err(|failure| {
+        let kind =
+            failure.errno.map_or(io::ErrorKind::Other, |errno| io::Error::from_raw_os_error(errno).kind());
+        SpawnFailure { kind, errno: failure.errno, message: failure.message }
+    })
 }
 
 /// Runs this process as a guard, or as the forge that guards are made by: the `ostler` binary calls it first thing

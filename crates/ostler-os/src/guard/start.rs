@@ -203,6 +203,16 @@ fn become_leader(guard: Pid, locks: Option<Rlimit>) -> io::Result<()> {
     close_range(3, libc::CLOSE_RANGE_CLOEXEC)
 }
 
+/// See [`super::look_up`].
+pub(super) fn look_up(
+    program: &OsStr,
+    env: &[(OsString, OsString)],
+    cwd: Option<&Path>,
+) -> Result<PathBuf, Failure> {
+    let cwd = cwd.map(|cwd| working_directory(cwd.as_os_str())).transpose()?;
+    resolve(program, env.iter(), cwd.as_deref())
+}
+
 fn working_directory(cwd: &OsStr) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(cwd)
         .map_err(|error| Failure::new(&error, format_args!("the working directory {cwd:?}: {error}")))?;

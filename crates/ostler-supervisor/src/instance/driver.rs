@@ -25,7 +25,7 @@ use super::ailments::{Ailment, Ailments};
 use super::handshake::{self, Failed, Need, Opened};
 use super::health::{Verdict, Watch};
 use super::probe::Subject;
-use super::{Holds, InstanceHandle, Owner, Snapshot};
+use super::{Ended, Holds, InstanceHandle, Owner, Snapshot};
 use crate::admission::Place;
 use crate::capture::capture;
 use crate::cleanup::Slot;
@@ -111,7 +111,7 @@ pub(crate) struct Driver {
     ailments: Ailments,
     health: Watch,
     /// Given back when nothing of the instance is left.
-    _place: Place,
+    place: Option<Place>,
     removing: bool,
 }
 
@@ -167,7 +167,7 @@ impl Driver {
             trouble: server.watch_trouble(),
             ailments: Ailments::default(),
             health: Watch::new(&server.spec.health),
-            _place: creation.place,
+            place: Some(creation.place),
             removing: false,
         };
         tokio::spawn(driver.run());
@@ -193,6 +193,8 @@ impl Driver {
                 break;
             }
         }
+        // Before it is said that the instance is over: whoever waits for that may want the place.
+        drop(self.place.take());
         self.snapshot.removed = true;
         self.publish.send_replace(Arc::new(self.snapshot.clone()));
         self.server.forget(&self.id);
@@ -527,7 +529,9 @@ impl Driver {
             GuardEvent::LeaderExited(exit) => {
                 running.leader_exited = true;
                 self.snapshot.pid = None;
-                self.decide(Event::LeaderExited { generation, exit: convert(exit) });
+                let exit = convert(exit);
+                self.snapshot.ended = Some(Ended { exit, at_ms: clock::now_ms() });
+                self.decide(Event::LeaderExited { generation, exit });
             }
             GuardEvent::GuardDied(_) => {
                 self.core.events.record(
@@ -538,6 +542,7 @@ impl Driver {
                     },
                 );
                 if !std::mem::replace(&mut running.leader_exited, true) {
+                    self.snapshot.ended = Some(Ended { exit: Exit::Unknown, at_ms: clock::now_ms() });
                     self.decide(Event::LeaderExited { generation, exit: Exit::Unknown });
                 }
             }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::watch;
-use ostler_domain::instance::{Event, State};
+use ostler_domain::instance::{Event, Exit, State};
 use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::version::InitializeResult;
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +53,15 @@ impl fmt::Display for Owner {
     }
 }
 
+/// How a process of an instance ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// How.
+    pub exit: Exit,
+    /// When, in milliseconds of [`now_ms`].
+    pub at_ms: u64,
+}
+
 /// What an instance is like now.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -76,6 +85,8 @@ pub struct Snapshot {
     pub ports: Given,
     /// Restarts since it was created.
     pub restarts: u32,
+    /// How the latest process that ended did so; kept across restarts.
+    pub ended: Option<Ended>,
     /// Set when the server said it does not serve the era it was started for.
     pub wrong_era: Option<Era>,
     /// The instance is over: it was removed, and nothing of it runs.
@@ -95,6 +106,7 @@ impl Snapshot {
             initialized: None,
             ports: Given::default(),
             restarts: 0,
+            ended: None,
             wrong_era: None,
             removed: false,
         }
