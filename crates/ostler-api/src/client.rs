@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -14,8 +14,12 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::error::ClientError;
+use crate::events::{EventQuery, EventStream};
 use crate::routes::{self, Route};
-use crate::types::{ApiError, DaemonStatus, EventView, InstanceView, LogLine, ServerView, SessionView};
+use crate::types::{
+    ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
+    SessionView,
+};
 
 /// Longest wait for the socket to take a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -28,6 +32,11 @@ const ACTION_LIMIT: Duration = Duration::from_secs(600);
 const MAX_ANSWER: usize = 64 << 20;
 /// Longest line of a log stream, in bytes; the daemon cuts log lines far below this.
 const MAX_LINE: usize = 4 << 20;
+
+/// The forms of an answer that a request takes.
+const ACCEPT: &str = "application/json, application/x-ndjson";
+/// The form of an answer that is a stream of events.
+const ACCEPT_EVENTS: &str = "text/event-stream";
 
 /// What to do with a server or an instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -214,13 +223,81 @@ impl Client {
         self.fetch(&routes::SESSION_REMOVE, &[id], "", self.action_limit).await.map(drop)
     }
 
-    /// Events with a `seq` greater than `since`, at most the newest `n`, oldest first.
+    /// The processes started by hand, those that have ended included.
     ///
     /// # Errors
     ///
     /// Any [`ClientError`].
-    pub async fn events(&self, since: Option<u64>, n: Option<u64>) -> Result<Vec<EventView>, ClientError> {
-        self.look_up(&routes::EVENTS_LIST, &[], &event_query(since, n)).await
+    pub async fn processes(&self) -> Result<Vec<ProcessView>, ClientError> {
+        self.look_up(&routes::PROCESSES, &[], "").await
+    }
+
+    /// One process started by hand.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn process(&self, name: &str) -> Result<ProcessView, ClientError> {
+        self.look_up(&routes::PROCESS, &[name], "").await
+    }
+
+    /// Starts a process by hand; returns when it runs or has failed to.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn spawn(&self, process: &NewProcess) -> Result<ProcessView, ClientError> {
+        let body = serde_json::to_vec(process)
+            .map_err(|e| ClientError::Protocol(format!("the request cannot be written: {e}")))?;
+        decode(&self.ask(&routes::PROCESS_SPAWN, &[], "", body.into(), self.action_limit).await?)
+    }
+
+    /// Stops a process started by hand; it stays listed.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn stop_process(&self, name: &str) -> Result<ProcessView, ClientError> {
+        decode(&self.fetch(&routes::PROCESS_STOP, &[name], "", self.action_limit).await?)
+    }
+
+    /// Stops a process started by hand and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn remove_process(&self, name: &str) -> Result<(), ClientError> {
+        self.fetch(&routes::PROCESS_REMOVE, &[name], "", self.action_limit).await.map(drop)
+    }
+
+    /// Log lines of a process started by hand.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn process_logs(&self, name: &str, query: LogQuery) -> Result<LogStream, ClientError> {
+        self.lines(&routes::PROCESS_LOGS, name, query).await
+    }
+
+    /// The events that `query` asks for, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn events(&self, query: &EventQuery) -> Result<Vec<EventView>, ClientError> {
+        self.look_up(&routes::EVENTS_LIST, &[], &query.to_string()).await
+    }
+
+    /// The events that `query` asks for, and then every further one as it happens.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn follow_events(&self, query: &EventQuery) -> Result<EventStream, ClientError> {
+        let query = query.to_string();
+        let ask = Ask { route: &routes::EVENTS_LIST, values: &[], query: &query, accept: ACCEPT_EVENTS };
+        let (response, connection) = within(ask.route, LOOKUP_LIMIT, self.send(ask, Bytes::new())).await?;
+        Ok(EventStream::new(response.into_body(), connection))
     }
 
     /// Begins to drain and stop the daemon; returns when that has begun, not when it is done.
@@ -262,23 +339,31 @@ impl Client {
         query: &str,
         limit: Duration,
     ) -> Result<Bytes, ClientError> {
+        self.ask(route, values, query, Bytes::new(), limit).await
+    }
+
+    async fn ask(
+        &self,
+        route: &Route,
+        values: &[&str],
+        query: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, ClientError> {
         let whole = async {
-            let (response, _connection) = self.send(route, values, query).await?;
+            let (response, _connection) =
+                self.send(Ask { route, values, query, accept: ACCEPT }, body).await?;
             collect(response.into_body()).await
         };
-        timeout(limit, whole)
-            .await
-            .map_err(|_| ClientError::Timeout { action: route.operation_id, after: limit })?
+        within(route, limit, whole).await
     }
 
     async fn lines(&self, route: &Route, id: &str, query: LogQuery) -> Result<LogStream, ClientError> {
         let n = query.n.map(|n| format!("n={n}"));
         let follow = query.follow.then(|| "follow=true".to_owned());
         let text: Vec<String> = n.into_iter().chain(follow).collect();
-        let (response, connection) =
-            timeout(LOOKUP_LIMIT, self.send(route, &[id], &text.join("&")))
-                .await
-                .map_err(|_| ClientError::Timeout { action: route.operation_id, after: LOOKUP_LIMIT })??;
+        let ask = Ask { route, values: &[id], query: &text.join("&"), accept: ACCEPT };
+        let (response, connection) = within(route, LOOKUP_LIMIT, self.send(ask, Bytes::new())).await?;
         Ok(LogStream {
             body: response.into_body(),
             buffer: Vec::new(),
@@ -291,21 +376,24 @@ impl Client {
     /// Sends a request and returns the answer if it is a success.
     async fn send(
         &self,
-        route: &Route,
-        values: &[&str],
-        query: &str,
+        Ask { route, values, query, accept }: Ask<'_>,
+        body: Bytes,
     ) -> Result<(Response<Incoming>, ConnectionGuard), ClientError> {
         let mut target = route.path(values);
         if !query.is_empty() {
             target.push('?');
             target.push_str(query);
         }
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(route.method.clone())
             .uri(target)
             .header("host", "ostler")
-            .header("accept", "application/json, application/x-ndjson")
-            .body(Empty::<Bytes>::new())
+            .header("accept", accept);
+        if route.body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request
+            .body(Full::new(body))
             .map_err(|e| ClientError::Protocol(format!("the request cannot be built: {e}")))?;
         let stream = self.dial().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -339,16 +427,28 @@ impl Client {
     }
 }
 
-/// The query string of the events route.
-pub(crate) fn event_query(since: Option<u64>, n: Option<u64>) -> String {
-    let since = since.map(|since| format!("since={since}"));
-    let n = n.map(|n| format!("n={n}"));
-    since.into_iter().chain(n).collect::<Vec<_>>().join("&")
+/// What one request asks for.
+struct Ask<'a> {
+    route: &'a Route,
+    values: &'a [&'a str],
+    /// The query string, without its `?`.
+    query: &'a str,
+    accept: &'static str,
+}
+
+async fn within<T>(
+    route: &Route,
+    limit: Duration,
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    timeout(limit, answer)
+        .await
+        .map_err(|_| ClientError::Timeout { action: route.operation_id, after: limit })?
 }
 
 /// Ends the connection's task when the answer is no longer wanted.
 #[derive(Debug)]
-struct ConnectionGuard(AbortHandle);
+pub(crate) struct ConnectionGuard(AbortHandle);
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
@@ -444,7 +544,7 @@ async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
     }
 }
 
-fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(body).map_err(|e| ClientError::Protocol(e.to_string()))
 }
 
@@ -478,7 +578,13 @@ mod tests {
             "GET /api/v1/sessions" => (200, format!("[{SESSION}]")),
             "DELETE /api/v1/sessions/s1" => (204, String::new()),
             "POST /api/v1/shutdown" => (202, "{}".to_owned()),
-            "GET /api/v1/events?since=3&n=5" => (200, "[]".to_owned()),
+            "GET /api/v1/events?since=3&n=5&kind=ready%2Cexited&subject=a%26b" => (200, "[]".to_owned()),
+            "POST /api/v1/processes" => {
+                assert_eq!(request.headers()["content-type"], "application/json");
+                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                let body = String::from_utf8(body.to_vec()).expect("text");
+                (400, serde_json::json!({ "error": body, "hint": null }).to_string())
+            }
             "GET /api/v1/servers/a/logs?n=2&follow=true" => (200, format!("{LINE}\n\n{LINE}")),
             "GET /api/v1/status" => (200, "not JSON".to_owned()),
             "GET /api/v1/instances" => (500, "<html>".to_owned()),
@@ -515,7 +621,21 @@ mod tests {
         assert_eq!(raw, format!("[{SESSION}]"), "byte for byte");
         client.remove_session("s1").await.expect("removed");
         client.shutdown().await.expect("begun");
-        assert!(client.events(Some(3), Some(5)).await.expect("events").is_empty());
+        let query = EventQuery {
+            since: Some(3),
+            n: Some(5),
+            kind: Some("ready,exited".to_owned()),
+            subject: Some("a&b".to_owned()),
+            severity: None,
+        };
+        assert!(client.events(&query).await.expect("events").is_empty());
+        let process = NewProcess { command: vec!["sleep".to_owned()], ..NewProcess::default() };
+        match client.spawn(&process).await {
+            Err(ClientError::Api { status: 400, error, .. }) => {
+                assert_eq!(serde_json::from_str::<NewProcess>(&error).expect("what was sent"), process);
+            }
+            other => panic!("{other:?}"),
+        }
 
         let query = LogQuery { n: Some(2), follow: true };
         let mut lines = client.server_logs("a", query).await.expect("a stream");

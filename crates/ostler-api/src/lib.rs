@@ -7,6 +7,7 @@
 
 mod client;
 mod error;
+mod events;
 mod openapi;
 pub mod paths;
 pub mod routes;
@@ -14,6 +15,10 @@ pub mod types;
 
 pub use client::{Client, LogQuery, LogStream, PeerProcess, Verb};
 pub use error::ClientError;
+pub use events::{EventQuery, EventStream};
 pub use openapi::{openapi, openapi_json};
 pub use paths::{PathError, RuntimeDir, StateDir};
-pub use types::{ApiError, DaemonStatus, EventView, InstanceView, LogLine, ServerView, SessionView};
+pub use types::{
+    ApiError, DaemonStatus, EndView, EventView, InstanceView, LogLine, NewProcess, ProcessLimits,
+    ProcessView, RestartWhen, ServerView, SessionView,
+};

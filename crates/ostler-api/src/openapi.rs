@@ -1,6 +1,7 @@
 //! The OpenAPI document, built from the table of routes.
 
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, Paths};
+use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ArrayBuilder, Components, ComponentsBuilder, ObjectBuilder};
 use utoipa::openapi::{
     Content, HttpMethod, Info, License, OpenApi, OpenApiBuilder, Ref, RefOr, Required, ResponseBuilder,
@@ -15,9 +16,15 @@ pub fn openapi() -> OpenApi {
     let mut components = ComponentsBuilder::new();
     for route in ALL {
         paths.add_path_operation(route.template, vec![http_method(route)], operation(route));
-        if let Answer::One(ty) | Answer::List(ty) | Answer::Lines(ty) = route.answer {
-            components = add_type(components, ty);
-        }
+        let answered = match route.answer {
+            Answer::One(ty)
+            | Answer::Created(ty)
+            | Answer::List(ty)
+            | Answer::Feed(ty)
+            | Answer::Lines(ty) => Some(ty),
+            Answer::Accepted | Answer::NoContent | Answer::OpenApi => None,
+        };
+        components = answered.into_iter().chain(route.body).fold(components, add_type);
     }
     let components: Components = add_type(components, ERROR).build();
     let mut info = Info::new("Ostler management API", env!("CARGO_PKG_VERSION"));
@@ -64,6 +71,11 @@ fn operation(route: &Route) -> OperationBuilder {
     for param in route.params {
         operation = operation.parameter(parameter(param));
     }
+    if let Some(body) = route.body {
+        let content = Content::new(Some(reference(body)));
+        let body = RequestBodyBuilder::new().content("application/json", content);
+        operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
+    }
     let (status, success) = success(route.answer);
     operation.response(status, success).response(
         "default",
@@ -77,6 +89,7 @@ fn parameter(param: &Param) -> Parameter {
     let (place, required) = match param.place {
         Place::Path => (ParameterIn::Path, Required::True),
         Place::Query => (ParameterIn::Query, Required::False),
+        Place::Header => (ParameterIn::Header, Required::False),
     };
     let kind = match param.kind {
         ParamKind::Text => Type::String,
@@ -96,6 +109,10 @@ fn parameter(param: &Param) -> Parameter {
         .build()
 }
 
+fn array(ty: TypeRef) -> RefOr<Schema> {
+    RefOr::T(Schema::Array(ArrayBuilder::new().items(reference(ty)).build()))
+}
+
 fn success(answer: Answer) -> (&'static str, ResponseBuilder) {
     let json = |description: &str, schema: RefOr<Schema>| {
         ResponseBuilder::new()
@@ -104,9 +121,15 @@ fn success(answer: Answer) -> (&'static str, ResponseBuilder) {
     };
     match answer {
         Answer::One(ty) => ("200", json("Done.", reference(ty))),
-        Answer::List(ty) => {
-            let array = Schema::Array(ArrayBuilder::new().items(reference(ty)).build());
-            ("200", json("Done.", RefOr::T(array)))
+        Answer::Created(ty) => ("201", json("Made.", reference(ty))),
+        Answer::List(ty) => ("200", json("Done.", array(ty))),
+        Answer::Feed(ty) => {
+            let events = Content::new(Some(reference(ty)));
+            (
+                "200",
+                json("Done; or one event for each, as they come.", array(ty))
+                    .content("text/event-stream", events),
+            )
         }
         Answer::Lines(ty) => {
             let lines = ResponseBuilder::new()
@@ -151,6 +174,9 @@ mod tests {
             let operation = &document["paths"][route.template][route.method.as_str().to_lowercase()];
             assert_eq!(operation["operationId"], route.operation_id);
             assert_eq!(operation["summary"], route.summary);
+            let body = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+            let expected = route.body.map(|body| format!("#/components/schemas/{}", body.name));
+            assert_eq!(body.as_str(), expected.as_deref(), "{}", route.operation_id);
         }
         let mut names = Vec::new();
         references(&document, &mut names);

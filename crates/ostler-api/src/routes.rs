@@ -5,7 +5,10 @@ use hyper::Method;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::types::{ApiError, DaemonStatus, EventView, InstanceView, LogLine, ServerView, SessionView};
+use crate::types::{
+    ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
+    SessionView,
+};
 
 /// Where a parameter stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +17,8 @@ pub enum Place {
     Path,
     /// The query string; always optional.
     Query,
+    /// A header; always optional.
+    Header,
 }
 
 /// What a parameter holds.
@@ -68,8 +73,12 @@ impl std::fmt::Debug for TypeRef {
 pub enum Answer {
     /// 200 with one object.
     One(TypeRef),
+    /// 201 with the object that was made.
+    Created(TypeRef),
     /// 200 with an array of objects.
     List(TypeRef),
+    /// As [`Answer::List`], or for those who accept `text/event-stream` one event for each object, as they come.
+    Feed(TypeRef),
     /// 200 with newline-delimited objects, as they come.
     Lines(TypeRef),
     /// 202 with an empty object: it was begun.
@@ -93,6 +102,8 @@ pub struct Route {
     pub summary: &'static str,
     /// Its parameters.
     pub params: &'static [Param],
+    /// What its body holds, as JSON, where it has one.
+    pub body: Option<TypeRef>,
     /// What it answers.
     pub answer: Answer,
 }
@@ -105,6 +116,8 @@ const SERVER_T: TypeRef = TypeRef::of::<ServerView>("ServerView");
 const INSTANCE_T: TypeRef = TypeRef::of::<InstanceView>("InstanceView");
 const SESSION_T: TypeRef = TypeRef::of::<SessionView>("SessionView");
 const EVENT_T: TypeRef = TypeRef::of::<EventView>("EventView");
+const NEW_PROCESS_T: TypeRef = TypeRef::of::<NewProcess>("NewProcess");
+const PROCESS_T: TypeRef = TypeRef::of::<ProcessView>("ProcessView");
 const LINE_T: TypeRef = TypeRef::of::<LogLine>("LogLine");
 
 const fn param(name: &'static str, place: Place, kind: ParamKind, description: &'static str) -> Param {
@@ -112,6 +125,7 @@ const fn param(name: &'static str, place: Place, kind: ParamKind, description: &
 }
 
 const NAME: Param = param("name", Place::Path, ParamKind::Text, "The server's name.");
+const PROCESS_NAME: Param = param("name", Place::Path, ParamKind::Text, "The process's name.");
 const INSTANCE_ID: Param = param("id", Place::Path, ParamKind::Text, "The instance, `<server>.<number>`.");
 const SESSION_ID: Param = param("id", Place::Path, ParamKind::Text, "The session's short handle.");
 const LINES: Param =
@@ -119,7 +133,32 @@ const LINES: Param =
 const FOLLOW: Param =
     param("follow", Place::Query, ParamKind::Flag, "Keep sending new lines until the client goes.");
 const SINCE: Param = param("since", Place::Query, ParamKind::Count, "Only events with a greater `seq`.");
-const EVENTS: Param = param("n", Place::Query, ParamKind::Count, "Send at most this many, the newest.");
+const EVENTS: Param = param(
+    "n",
+    Place::Query,
+    ParamKind::Count,
+    "Begin with at most this many, the newest. A stream that is resumed begins where it was left.",
+);
+const EVENT_KIND: Param = param(
+    "kind",
+    Place::Query,
+    ParamKind::Text,
+    "Only events of this kind, or of these, with commas between.",
+);
+const EVENT_SUBJECT: Param = param(
+    "subject",
+    Place::Query,
+    ParamKind::Text,
+    "Only what happened to this; a server's name stands for its instances, too.",
+);
+const EVENT_SEVERITY: Param =
+    param("severity", Place::Query, ParamKind::Text, "Only what is at least `info`, `warning` or `error`.");
+const LAST_EVENT_ID: Param = param(
+    "Last-Event-ID",
+    Place::Header,
+    ParamKind::Count,
+    "Of a stream: the last `seq` that was read; it wins over `since`.",
+);
 
 const fn route(
     method: Method,
@@ -129,7 +168,12 @@ const fn route(
     params: &'static [Param],
     answer: Answer,
 ) -> Route {
-    Route { method, template, operation_id, summary, params, answer }
+    Route { method, template, operation_id, summary, params, body: None, answer }
+}
+
+const fn with_body(mut route: Route, body: TypeRef) -> Route {
+    route.body = Some(body);
+    route
 }
 
 /// The daemon as a whole.
@@ -140,7 +184,7 @@ pub const SERVERS: Route = route(
     Method::GET,
     "/api/v1/servers",
     "listServers",
-    "All configured servers with their instances.",
+    "All servers with their instances: the configured ones, then the processes started by hand.",
     &[],
     Answer::List(SERVER_T),
 );
@@ -261,14 +305,71 @@ pub const SESSION_REMOVE: Route = route(
     &[SESSION_ID],
     Answer::NoContent,
 );
+/// The processes started by hand.
+pub const PROCESSES: Route = route(
+    Method::GET,
+    "/api/v1/processes",
+    "listProcesses",
+    "The processes started by hand, those that have ended included.",
+    &[],
+    Answer::List(PROCESS_T),
+);
+/// Start a process by hand.
+pub const PROCESS_SPAWN: Route = with_body(
+    route(
+        Method::POST,
+        "/api/v1/processes",
+        "spawnProcess",
+        "Start a process; answers when it runs or has failed to.",
+        &[],
+        Answer::Created(PROCESS_T),
+    ),
+    NEW_PROCESS_T,
+);
+/// One process started by hand.
+pub const PROCESS: Route = route(
+    Method::GET,
+    "/api/v1/processes/{name}",
+    "getProcess",
+    "One process started by hand.",
+    &[PROCESS_NAME],
+    Answer::One(PROCESS_T),
+);
+/// Stop a process started by hand.
+pub const PROCESS_STOP: Route = route(
+    Method::POST,
+    "/api/v1/processes/{name}/stop",
+    "stopProcess",
+    "Stop a process; answers when nothing of its tree is left. It stays listed.",
+    &[PROCESS_NAME],
+    Answer::One(PROCESS_T),
+);
+/// Log lines of a process started by hand.
+pub const PROCESS_LOGS: Route = route(
+    Method::GET,
+    "/api/v1/processes/{name}/logs",
+    "processLogs",
+    "Log lines of a process started by hand.",
+    &[PROCESS_NAME, LINES, FOLLOW],
+    Answer::Lines(LINE_T),
+);
+/// Stop a process started by hand and forget it.
+pub const PROCESS_REMOVE: Route = route(
+    Method::DELETE,
+    "/api/v1/processes/{name}",
+    "removeProcess",
+    "Stop a process and forget it and its log; answers when nothing of its tree is left.",
+    &[PROCESS_NAME],
+    Answer::NoContent,
+);
 /// Events.
 pub const EVENTS_LIST: Route = route(
     Method::GET,
     "/api/v1/events",
     "listEvents",
-    "What happened, oldest first.",
-    &[SINCE, EVENTS],
-    Answer::List(EVENT_T),
+    "What happened, oldest first; as a stream for those who accept `text/event-stream`.",
+    &[SINCE, EVENTS, EVENT_KIND, EVENT_SUBJECT, EVENT_SEVERITY, LAST_EVENT_ID],
+    Answer::Feed(EVENT_T),
 );
 /// Drain and stop the daemon.
 pub const SHUTDOWN: Route = route(
@@ -306,6 +407,12 @@ pub const ALL: &[Route] = &[
     INSTANCE_LOGS,
     SESSIONS,
     SESSION_REMOVE,
+    PROCESSES,
+    PROCESS_SPAWN,
+    PROCESS,
+    PROCESS_STOP,
+    PROCESS_LOGS,
+    PROCESS_REMOVE,
     EVENTS_LIST,
     SHUTDOWN,
     OPENAPI,

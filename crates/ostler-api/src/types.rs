@@ -1,7 +1,18 @@
 //! What the management API sends and takes. Wire types only: the daemon converts its own at the edge.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+/// What a server of the configuration is called in [`ServerView::kind`] and [`InstanceView::kind`].
+pub const KIND_SERVER: &str = "server";
+
+/// What a process started by hand is called there.
+pub const KIND_PROCESS: &str = "process";
+
+/// The kind of the event that stands for those a follower has missed: see [`EventView::kind`].
+pub const KIND_GAP: &str = "gap";
 
 /// The daemon as a whole.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -29,7 +40,7 @@ pub struct DaemonStatus {
     /// Bytes of requests and answers held in memory now.
     pub body_bytes: u64,
     /// How often each limit refused or dropped something since the start.
-    pub counters: std::collections::BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One configured server.
@@ -37,8 +48,10 @@ pub struct DaemonStatus {
 pub struct ServerView {
     /// Its name.
     pub name: String,
-    /// Address of its MCP endpoint.
-    pub endpoint: String,
+    /// `server`, or `process` for one that was started by hand and is in no configuration.
+    pub kind: String,
+    /// Address of its MCP endpoint, where it has one: a plain process has none.
+    pub endpoint: Option<String>,
     /// Who shares an instance: `shared`, `principal`, `project` or `session`.
     pub scope: String,
     /// The program and its arguments.
@@ -65,6 +78,8 @@ pub struct InstanceView {
     pub id: String,
     /// The server it belongs to.
     pub server: String,
+    /// `server`, or `process` for one that was started by hand and is in no configuration.
+    pub kind: String,
     /// Counts its processes; 0 before the first.
     pub generation: u64,
     /// `starting`, `ready`, `degraded`, `backoff`, `stopping`, `stopped`, `failed`, `broken`; `idle` for a
@@ -95,9 +110,110 @@ pub struct InstanceView {
     /// Milliseconds since its process started; 0 without one.
     pub uptime_ms: u64,
     /// Ports it was given, by name.
-    pub ports: std::collections::BTreeMap<String, u16>,
+    pub ports: BTreeMap<String, u16>,
     /// Milliseconds until the next try, while it waits for one.
     pub next_try_ms: Option<u64>,
+    /// How the latest of its processes that ended did so, where one has.
+    pub ended: Option<EndView>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EndView {
+    /// Its status, if it exited by itself.
+    pub code: Option<i32>,
+    /// The number of the signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// The same in words.
+    pub text: String,
+    /// Milliseconds since then.
+    pub ago_ms: u64,
+}
+
+/// A process that is to be started by hand. A field that is not listed here is refused, so that none is
+/// misspelt in vain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewProcess {
+    /// Its name; absent: its program's, with a number where that is taken.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The program and its arguments, given as they are. With `shell` one text, which `sh` reads.
+    pub command: Vec<String>,
+    /// Whether the command is a text for the shell.
+    #[serde(default)]
+    pub shell: bool,
+    /// Its working directory, absolute; the daemon's own when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Variables set for it, beyond those that every server inherits.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Further variables of the daemon's environment that it may inherit, by name.
+    #[serde(default)]
+    pub inherit_env: Vec<String>,
+    /// Which exits are followed by a restart.
+    #[serde(default)]
+    pub restart: RestartWhen,
+    /// Restarts within ten minutes after which it counts as broken and is tried slowly; absent: 5.
+    #[serde(default)]
+    pub max_restarts: Option<u32>,
+    /// What it may use.
+    #[serde(default)]
+    pub limits: ProcessLimits,
+}
+
+/// Which exits of a process are followed by a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartWhen {
+    /// None.
+    Never,
+    /// All but an exit with status 0.
+    #[default]
+    OnFailure,
+    /// Every exit that was not asked for.
+    Always,
+}
+
+/// What a process may use, its whole tree taken together unless said otherwise. What is absent has no bound of
+/// its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessLimits {
+    /// Memory in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// CPU time in cores: 1.5 is one and a half.
+    #[serde(default)]
+    pub cpu: Option<f64>,
+    /// Processes and threads at once.
+    #[serde(default)]
+    pub pids: Option<u32>,
+    /// Files each of its processes may have open.
+    #[serde(default)]
+    pub open_files: Option<u32>,
+    /// Its nice value, -20 (first) to 19 (last).
+    #[serde(default)]
+    pub nice: Option<i8>,
+}
+
+/// A process that was started by hand. One that has ended stays listed until it is removed, or until a new one
+/// needs its place (`limits.adhoc`).
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ProcessView {
+    /// Its name.
+    pub name: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Its working directory, where it has not the daemon's.
+    pub cwd: Option<String>,
+    /// Which exits are followed by a restart.
+    pub restart: RestartWhen,
+    /// What it may use.
+    pub limits: ProcessLimits,
+    /// How it is.
+    pub instance: InstanceView,
 }
 
 /// One line a server's process wrote, or one that Ostler wrote about it.
@@ -145,7 +261,8 @@ pub struct EventView {
     pub unix_ms: u64,
     /// `info`, `warning` or `error`.
     pub severity: String,
-    /// What kind of thing happened, for programs.
+    /// What kind of thing happened, for programs. `gap` stands for events that a follower of the stream has
+    /// missed, because they were dropped before it could read them: its `seq` is that of the last of them.
     pub kind: String,
     /// What it happened to: an instance, a server, a session or `daemon`.
     pub subject: String,

@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::text;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no daemon.";
 
@@ -117,6 +119,13 @@ pub enum ClientCommand {
         /// Server name or instance id
         id: String,
     },
+    /// Start a process by hand, supervised as a server is; prints its name
+    Spawn(Box<SpawnArgs>),
+    /// Stop a process that was started by hand, and forget it and its log
+    Rm {
+        /// Its name
+        name: String,
+    },
     /// Print what a server's processes wrote
     Logs(LogsArgs),
     /// List or end client sessions
@@ -140,6 +149,67 @@ pub struct StatusArgs {
     /// Print the API's JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `ostler spawn`.
+#[derive(Clone, Debug, Args)]
+pub struct SpawnArgs {
+    /// Its name [default: the program's, with a number where that is taken]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Its working directory [default: this one]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// Set a variable; without a value, to the value it has here
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Let it inherit a variable of the daemon's environment
+    #[arg(long, value_name = "NAME")]
+    pub inherit_env: Vec<String>,
+    /// Which exits are followed by a restart
+    #[arg(long, value_enum, default_value_t = RestartArg::OnFailure)]
+    pub restart: RestartArg,
+    /// Restarts within 10 minutes after which it is tried slowly [default: 5]
+    #[arg(long, value_name = "N")]
+    pub max_restarts: Option<u32>,
+    /// Limit of its memory, such as 500MiB
+    #[arg(long, value_name = "SIZE", value_parser = text::bytes)]
+    pub memory: Option<u64>,
+    /// Limit of its CPU time, in cores
+    #[arg(long, value_name = "CORES")]
+    pub cpu: Option<f64>,
+    /// Limit of its processes and threads
+    #[arg(long, value_name = "N")]
+    pub pids: Option<u32>,
+    /// Limit of the files each of its processes may have open
+    #[arg(long, value_name = "N")]
+    pub open_files: Option<u32>,
+    /// Its nice value, -20 (first) to 19 (last)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub nice: Option<i8>,
+    /// Give the command, one text, to `sh`
+    #[arg(long)]
+    pub shell: bool,
+    /// Return when it has ended for good; fails unless its status was 0
+    #[arg(long)]
+    pub wait: bool,
+    /// Print the API's JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Which exits of a process are followed by a restart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum RestartArg {
+    /// None
+    Never,
+    /// All but an exit with status 0
+    OnFailure,
+    /// Every exit that was not asked for
+    Always,
 }
 
 /// Arguments of `ostler logs`.
@@ -183,8 +253,8 @@ pub enum SessionsCommand {
 /// Arguments of `ostler events`.
 #[derive(Clone, Debug, Args)]
 pub struct EventsArgs {
-    /// Print the API's JSON array
-    #[arg(long, conflicts_with = "follow")]
+    /// Print the API's JSON array; with --follow one JSON object per line
+    #[arg(long)]
     pub json: bool,
     /// Keep printing new events
     #[arg(short, long)]
@@ -192,6 +262,18 @@ pub struct EventsArgs {
     /// Print at most the newest N kept events
     #[arg(short = 'n', long = "lines", value_name = "N")]
     pub lines: Option<u64>,
+    /// Only events with a greater number
+    #[arg(long, value_name = "SEQ")]
+    pub since: Option<u64>,
+    /// Only events of this kind, or of these, with commas between
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Only what happened to this; a server's name stands for its instances, too
+    #[arg(long)]
+    pub subject: Option<String>,
+    /// Only what is at least so bad: info, warning or error
+    #[arg(long)]
+    pub severity: Option<String>,
 }
 
 /// Arguments of `ostler connect`.
@@ -235,6 +317,16 @@ mod tests {
         assert!(matches!(client("ostler status"), ClientCommand::Status(args) if args.id.is_none()));
         let ClientCommand::Logs(logs) = client("ostler logs github -f -n 20") else { panic!("not logs") };
         assert_eq!((logs.follow, logs.lines), (true, Some(20)));
+        let ClientCommand::Spawn(spawn) =
+            client("ostler spawn --nice -5 --memory 64MiB --env A=b=c -- sh -c x --name")
+        else {
+            panic!("not spawn")
+        };
+        assert_eq!((spawn.nice, spawn.memory, spawn.name), (Some(-5), Some(64 << 20), None));
+        assert_eq!(spawn.command, ["sh", "-c", "x", "--name"], "arguments stay arguments");
+        for wrong in ["ostler spawn", "ostler spawn --nmae x sleep 1", "ostler spawn --memory 64 x"] {
+            assert_eq!(parse(wrong).expect_err("wrong").exit_code(), 2, "{wrong}");
+        }
         let ClientCommand::Sessions(sessions) = client("ostler sessions rm s7") else {
             panic!("not sessions")
         };

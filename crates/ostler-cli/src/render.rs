@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
-use ostler_api::{DaemonStatus, EventView, InstanceView, LogLine, ServerView, SessionView};
+use ostler_api::types::KIND_PROCESS;
+use ostler_api::{DaemonStatus, EndView, EventView, InstanceView, LogLine, ServerView, SessionView};
 
 use crate::text::{duration, moment, size, visible};
 
@@ -44,8 +45,8 @@ pub(crate) fn instances(rows: &[InstanceView]) -> String {
         vec![
             i.id.clone(),
             state(i),
-            i.scope.clone(),
-            i.owner.clone(),
+            scope(i),
+            if i.kind == KIND_PROCESS { NONE.to_owned() } else { i.owner.clone() },
             i.pid.map_or_else(|| NONE.to_owned(), |pid| pid.to_string()),
             i.processes.to_string(),
             i.sessions.to_string(),
@@ -57,6 +58,16 @@ pub(crate) fn instances(rows: &[InstanceView]) -> String {
         ]
     };
     table(&header, &[4, 5, 6, 7, 8, 9, 10], rows.iter().map(row))
+}
+
+/// Who shares it; a process started by hand offers nothing to share.
+fn scope(instance: &InstanceView) -> String {
+    if instance.kind == KIND_PROCESS { KIND_PROCESS.to_owned() } else { instance.scope.clone() }
+}
+
+/// How and when a process ended.
+fn ended(end: &EndView) -> String {
+    format!("{}, {} ago", end.text, duration(end.ago_ms))
 }
 
 /// The state, and when the next try is.
@@ -131,17 +142,24 @@ pub(crate) fn server(server: &ServerView) -> String {
         Some(false) => "no",
         None => "not known yet",
     };
-    let mut text = sheet(&[
-        ("server", server.name.clone()),
+    let by_hand = server.kind == KIND_PROCESS;
+    let mut pairs = vec![
+        (if by_hand { "process" } else { "server" }, server.name.clone()),
         ("state", server.state.clone()),
-        ("endpoint", server.endpoint.clone()),
-        ("scope", server.scope.clone()),
         ("command", command(&server.command)),
-        ("required", if server.required { "yes" } else { "no" }.to_owned()),
-        ("legacy", known(server.legacy).to_owned()),
-        ("modern", known(server.modern).to_owned()),
-        ("asks back", if server.asks_back { "yes: one call at a time" } else { "not seen to" }.to_owned()),
-    ]);
+    ];
+    if !by_hand {
+        pairs.push(("scope", server.scope.clone()));
+        pairs.push(("required", if server.required { "yes" } else { "no" }.to_owned()));
+    }
+    if let Some(endpoint) = &server.endpoint {
+        let asks_back = if server.asks_back { "yes: one call at a time" } else { "not seen to" };
+        pairs.insert(2, ("endpoint", endpoint.clone()));
+        pairs.push(("legacy", known(server.legacy).to_owned()));
+        pairs.push(("modern", known(server.modern).to_owned()));
+        pairs.push(("asks back", asks_back.to_owned()));
+    }
+    let mut text = sheet(&pairs);
     if !server.instances.is_empty() {
         text.push('\n');
         text.push_str(&instances(&server.instances));
@@ -149,6 +167,8 @@ pub(crate) fn server(server: &ServerView) -> String {
     for instance in &server.instances {
         if let Some(reason) = &instance.reason {
             let _ = writeln!(text, "{}: {}", visible(&instance.id), visible(reason));
+        } else if let Some(end) = instance.ended.as_ref().filter(|_| instance.pid.is_none()) {
+            let _ = writeln!(text, "{}: it {}", visible(&instance.id), visible(&ended(end)));
         }
     }
     text
@@ -189,6 +209,9 @@ pub(crate) fn instance(i: &InstanceView) -> String {
     if let Some(reason) = &i.reason {
         pairs.insert(3, ("reason", reason.clone()));
     }
+    if let Some(end) = &i.ended {
+        pairs.push(("last end", ended(end)));
+    }
     sheet(&pairs)
 }
 
@@ -215,6 +238,8 @@ pub(crate) fn event(event: &EventView) -> String {
 pub(crate) mod samples {
     use std::collections::BTreeMap;
 
+    use ostler_api::types::KIND_SERVER;
+
     use super::*;
 
     pub(crate) fn instance(id: &str, state: &str) -> InstanceView {
@@ -222,6 +247,7 @@ pub(crate) mod samples {
         InstanceView {
             id: id.to_owned(),
             server,
+            kind: KIND_SERVER.to_owned(),
             generation: 3,
             state: state.to_owned(),
             reason: None,
@@ -238,11 +264,26 @@ pub(crate) mod samples {
             uptime_ms: 7_500_000,
             ports: BTreeMap::new(),
             next_try_ms: None,
+            ended: None,
         }
     }
 
-    pub(crate) fn rows() -> Vec<InstanceView> {
-        let without_process = |id: &str, state: &str| InstanceView {
+    /// A process started by hand that has done its work.
+    pub(crate) fn job() -> InstanceView {
+        let ended =
+            EndView { code: Some(0), signal: None, text: "exited with status 0".to_owned(), ago_ms: 184_000 };
+        InstanceView {
+            kind: KIND_PROCESS.to_owned(),
+            scope: "shared".to_owned(),
+            owner: "all".to_owned(),
+            ended: Some(ended),
+            restarts: 0,
+            ..without_process("sleep-2.1", "stopped")
+        }
+    }
+
+    fn without_process(id: &str, state: &str) -> InstanceView {
+        InstanceView {
             pid: None,
             processes: 0,
             sessions: 0,
@@ -251,7 +292,10 @@ pub(crate) mod samples {
             cpu_percent: 0.0,
             uptime_ms: 0,
             ..instance(id, state)
-        };
+        }
+    }
+
+    pub(crate) fn rows() -> Vec<InstanceView> {
         vec![
             InstanceView {
                 ports: BTreeMap::from([("viewer".to_owned(), 8001), ("vnc".to_owned(), 8002)]),
@@ -259,6 +303,12 @@ pub(crate) mod samples {
             },
             InstanceView {
                 next_try_ms: Some(4_300),
+                ended: Some(EndView {
+                    code: Some(1),
+                    signal: None,
+                    text: "exited with status 1".to_owned(),
+                    ago_ms: 900,
+                }),
                 reason: Some("exited with status 1 during the handshake".to_owned()),
                 restarts: 5,
                 ..without_process("memory.1", "backoff")
@@ -272,7 +322,9 @@ pub(crate) mod samples {
             .into_iter()
             .map(|row| ServerView {
                 name: row.server.clone(),
-                endpoint: format!("http://127.0.0.1:7320/mcp/{}", row.server),
+                kind: row.kind.clone(),
+                endpoint: (row.kind == KIND_SERVER)
+                    .then(|| format!("http://127.0.0.1:7320/mcp/{}", row.server)),
                 scope: row.scope.clone(),
                 command: ["npx", "-y", "@modelcontextprotocol/server-x", "it's a path"]
                     .map(String::from)
@@ -352,7 +404,8 @@ mod tests {
 
     #[test]
     fn ps() {
-        insta::assert_snapshot!(instances(&samples::rows()));
+        let rows: Vec<InstanceView> = samples::rows().into_iter().chain([samples::job()]).collect();
+        insta::assert_snapshot!(instances(&rows));
         assert_eq!(instances(&[]), "no servers are configured\n");
     }
 
@@ -363,7 +416,17 @@ mod tests {
 
     #[test]
     fn status_of_servers() {
-        let sheets: Vec<String> = samples::servers().iter().map(server).collect();
+        let mut servers = samples::servers();
+        let job = samples::job();
+        servers.push(ServerView {
+            name: "sleep-2".to_owned(),
+            kind: job.kind.clone(),
+            endpoint: None,
+            state: job.state.clone(),
+            instances: vec![job],
+            ..servers[0].clone()
+        });
+        let sheets: Vec<String> = servers.iter().map(server).collect();
         insta::assert_snapshot!(sheets.join("----\n"));
     }
 

@@ -16,6 +16,30 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// Reads a number of bytes with its unit, as the configuration writes it: `500MiB`, `2GB`, `4096B`.
+///
+/// # Errors
+/// What is wrong with the text, and what would be right.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("B", 1),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+    ];
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = (&text[..digits], text[digits..].trim_start());
+    let number: u64 =
+        number.parse().map_err(|_| "it is not a number with a unit, such as 500MiB".to_owned())?;
+    let Some((_, factor)) = UNITS.iter().find(|(known, _)| *known == unit) else {
+        return Err("the unit must be B, KB, MB, GB, KiB, MiB or GiB, such as in 500MiB".to_owned());
+    };
+    number.checked_mul(*factor).ok_or_else(|| "it is more than can be counted".to_owned())
+}
+
 /// A duration in its two largest units: `420ms`, `12s`, `3m04s`, `2h05m`, `3d04h`.
 pub(crate) fn duration(ms: u64) -> String {
     let s = ms / 1000;
@@ -82,6 +106,16 @@ mod tests {
         ];
         for (bytes, shown) in cases {
             assert_eq!(size(bytes), shown);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_unit() {
+        for (text, size) in [("500MiB", 500 << 20), ("2 GB", 2_000_000_000), ("0B", 0), ("1KiB", 1024)] {
+            assert_eq!(bytes(text), Ok(size), "{text}");
+        }
+        for text in ["", "64", "64mib", "MiB", "-1MiB", "1.5GiB", "99999999999GiB"] {
+            assert!(bytes(text).is_err(), "{text:?}");
         }
     }
 

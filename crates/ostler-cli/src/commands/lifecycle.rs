@@ -1,10 +1,17 @@
 //! `start`, `stop`, `restart`: the daemon answers when it is done; say how it came out.
 
+use ostler_api::types::KIND_PROCESS;
 use ostler_api::{Client, InstanceView, Verb};
 
 use super::print;
 use crate::exit::Failure;
 use crate::target::Target;
+
+/// How a plain process has come to the end it was to come to, if it has.
+pub(super) fn ended_well(instance: &InstanceView) -> Option<&str> {
+    let plain = instance.kind == KIND_PROCESS && instance.state == "stopped";
+    instance.ended.as_ref().filter(|ended| plain && ended.code == Some(0)).map(|ended| ended.text.as_str())
+}
 
 pub(super) async fn act(client: &Client, id: &str, verb: Verb) -> Result<(), Failure> {
     let instances = match Target::find(client, id).await? {
@@ -37,6 +44,11 @@ fn stopped(id: &str, instances: &[InstanceView]) -> Result<String, Failure> {
 
 /// Says that `id` is up, or fails naming the first instance that is not.
 fn started(id: &str, instances: &[InstanceView]) -> Result<String, Failure> {
+    if let [one] = instances
+        && let Some(how) = ended_well(one)
+    {
+        return Ok(format!("{id} has ended: it {how}\n"));
+    }
     if let Some(bad) = instances.iter().find(|i| !matches!(i.state.as_str(), "ready" | "degraded" | "idle")) {
         return Err(Failure::Outcome {
             error: format!("{} is {}{}", bad.id, bad.state, because(bad)),
@@ -54,7 +66,7 @@ fn started(id: &str, instances: &[InstanceView]) -> Result<String, Failure> {
     })
 }
 
-fn because(instance: &InstanceView) -> String {
+pub(super) fn because(instance: &InstanceView) -> String {
     instance.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
 }
 
@@ -71,7 +83,9 @@ mod tests {
             Ok(text) => text,
             Err(failure) => failure.report(),
         };
+        let job = samples::job();
         let text = [
+            said(started("sleep-2", std::slice::from_ref(&job))),
             said(started("github", &rows[..1])),
             said(started("github.1", &rows[..1])),
             said(started("everything", &rows[2..])),

@@ -1,17 +1,12 @@
 //! `logs` and `events`: what was said and what happened, once or as it comes.
 
-use std::time::Duration;
-
-use ostler_api::{Client, LogQuery, routes};
+use ostler_api::{Client, EventQuery, LogQuery, routes};
 
 use super::{print, print_json};
 use crate::args::{EventsArgs, LogsArgs};
 use crate::exit::Failure;
 use crate::render;
 use crate::target::Target;
-
-/// How often `events -f` asks for new ones.
-const EVENT_POLL: Duration = Duration::from_millis(500);
 
 pub(super) async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
     let query = LogQuery { n: args.lines, follow: args.follow };
@@ -32,21 +27,29 @@ pub(super) async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure>
 }
 
 pub(super) async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
-    if args.json {
-        let query = args.lines.map(|n| format!("n={n}")).unwrap_or_default();
-        return print_json(&client.raw(&routes::EVENTS_LIST, &[], &query).await?);
+    let EventsArgs { json, follow, lines, since, kind, subject, severity } = args;
+    let query = EventQuery { since, n: lines, kind, subject, severity };
+    if follow {
+        return followed(client, &query, json).await;
     }
-    let mut seen = None;
-    let mut wanted = args.lines;
-    loop {
-        for event in client.events(seen, wanted).await? {
-            seen = Some(event.seq);
+    if json {
+        return print_json(&client.raw(&routes::EVENTS_LIST, &[], &query.to_string()).await?);
+    }
+    let events: String = client.events(&query).await?.iter().map(render::event).collect();
+    print(events.as_bytes())
+}
+
+/// Ends with the daemon.
+async fn followed(client: &Client, query: &EventQuery, json: bool) -> Result<(), Failure> {
+    let mut events = client.follow_events(query).await?;
+    if json {
+        while let Some(event) = events.next_raw().await? {
+            print_json(&event)?;
+        }
+    } else {
+        while let Some(event) = events.next().await? {
             print(render::event(&event).as_bytes())?;
         }
-        if !args.follow {
-            return Ok(());
-        }
-        wanted = None;
-        tokio::time::sleep(EVENT_POLL).await;
     }
+    Ok(())
 }

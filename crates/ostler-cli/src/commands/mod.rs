@@ -4,6 +4,7 @@ mod down;
 mod lifecycle;
 mod listings;
 mod logs;
+mod spawn;
 
 use std::io::{self, Write};
 
@@ -55,6 +56,8 @@ async fn perform(global: &Global, command: ClientCommand) -> Result<Exit, Failur
         ClientCommand::Start { id } => lifecycle::act(&client, &id, Verb::Start).await?,
         ClientCommand::Stop { id } => lifecycle::act(&client, &id, Verb::Stop).await?,
         ClientCommand::Restart { id } => lifecycle::act(&client, &id, Verb::Restart).await?,
+        ClientCommand::Spawn(args) => spawn::spawn(&client, *args).await?,
+        ClientCommand::Rm { name } => spawn::remove(&client, &name).await?,
         ClientCommand::Logs(args) => logs::logs(&client, args).await?,
         ClientCommand::Sessions(args) => listings::sessions(&client, args).await?,
         ClientCommand::Events(args) => logs::events(&client, args).await?,

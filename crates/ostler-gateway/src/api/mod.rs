@@ -3,7 +3,9 @@
 //! It is served on the unix socket only, whose peers are known; the network listener has the health checks
 //! and says where the API is.
 
+mod events;
 mod logs;
+mod processes;
 pub mod usage;
 mod views;
 
@@ -22,9 +24,6 @@ use crate::Gateway;
 use crate::serve::Door;
 
 type App = State<Arc<Gateway>>;
-
-/// Events sent when the caller does not say how many.
-const DEFAULT_EVENTS: usize = 200;
 
 /// The routes behind a door.
 pub fn router(gateway: &Arc<Gateway>, door: Door) -> Router {
@@ -53,7 +52,11 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/instances/{id}/logs", get(instance_logs))
         .route("/api/v1/sessions", get(sessions))
         .route("/api/v1/sessions/{id}", delete(end_session))
-        .route("/api/v1/events", get(events))
+        .route("/api/v1/processes", get(processes::list).post(processes::spawn))
+        .route("/api/v1/processes/{name}", get(processes::one).delete(processes::remove))
+        .route("/api/v1/processes/{name}/stop", post(processes::stop))
+        .route("/api/v1/processes/{name}/logs", get(processes::logs))
+        .route("/api/v1/events", get(events::events))
         .route("/api/v1/shutdown", post(shutdown))
         .route("/api/v1/openapi.json", get(openapi))
 }
@@ -80,8 +83,23 @@ fn missing(what: &str, name: &str) -> Failure {
     }
 }
 
+/// The same, with the name that resembles it most, where one does.
+fn missing_among<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a Arc<Server>>) -> Failure {
+    let nearest = known
+        .map(|server| server.spec.name.as_str())
+        .map(|known| (strsim::damerau_levenshtein(known, name), known))
+        .min()
+        .filter(|(distance, known)| *distance <= 1 + known.len() / 4);
+    let failure = missing(what, name);
+    match nearest {
+        Some((_, known)) => Failure { hint: Some(format!("did you mean `{known}`?")), ..failure },
+        None => failure,
+    }
+}
+
 fn find_server(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
-    gateway.supervisor.server(name).ok_or_else(|| missing("server", name))
+    let table = gateway.supervisor.servers();
+    table.get(name).cloned().ok_or_else(|| missing_among("server", name, table.all().iter()))
 }
 
 fn find_instance(gateway: &Gateway, id: &str) -> Result<Arc<InstanceHandle>, Failure> {
@@ -246,18 +264,6 @@ async fn end_session(State(gateway): App, Path(handle): Path<String>) -> Result<
     })?;
     gateway.supervisor.end_session(session, "a person ended it").await;
     Ok(StatusCode::NO_CONTENT)
-}
-
-#[derive(Debug, Deserialize)]
-struct EventQuery {
-    since: Option<u64>,
-    n: Option<usize>,
-}
-
-async fn events(State(gateway): App, Query(query): Query<EventQuery>) -> Response {
-    let entries =
-        gateway.supervisor.events().after(query.since.unwrap_or(0), query.n.unwrap_or(DEFAULT_EVENTS));
-    Json(entries.into_iter().map(views::event).collect::<Vec<_>>()).into_response()
 }
 
 async fn shutdown(State(gateway): App) -> Response {

@@ -3,17 +3,34 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ostler_api::{EventView, InstanceView, LogLine, ServerView, SessionView};
-use ostler_domain::Scope;
+use ostler_api::types::{KIND_PROCESS, KIND_SERVER};
+use ostler_api::{
+    EndView, EventView, InstanceView, LogLine, ProcessLimits, ProcessView, RestartWhen, ServerView,
+    SessionView,
+};
+use ostler_domain::{Exit, RestartPolicy, Scope};
 use ostler_os::meter::TreeUsage;
 use ostler_supervisor::clock::now_ms;
 use ostler_supervisor::events::Entry;
-use ostler_supervisor::{InstanceHandle, Server, Session, log};
+use ostler_supervisor::{Ended, InstanceHandle, Server, Session, log};
 
 use crate::Gateway;
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn kind(server: &Server) -> String {
+    if server.is_by_hand() { KIND_PROCESS } else { KIND_SERVER }.to_owned()
+}
+
+fn end(ended: Ended) -> EndView {
+    let (code, signal) = match ended.exit {
+        Exit::Code(code) => (Some(code), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+        Exit::Unknown => (None, None),
+    };
+    EndView { code, signal, text: ended.exit.to_string(), ago_ms: now_ms().saturating_sub(ended.at_ms) }
 }
 
 /// One instance; `usage` is what its tree uses.
@@ -24,6 +41,7 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: 
     InstanceView {
         id: handle.id.to_string(),
         server: server.spec.name.to_string(),
+        kind: kind(server),
         generation: snapshot.generation.0,
         state: snapshot.state.as_str().to_owned(),
         reason: snapshot.reason(),
@@ -43,6 +61,7 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: 
         uptime_ms: snapshot.started_ms.map_or(0, |started| now_ms().saturating_sub(started)),
         ports: BTreeMap::clone(&snapshot.ports),
         next_try_ms: snapshot.next_try().map(millis),
+        ended: snapshot.ended.map(end),
     }
 }
 
@@ -51,6 +70,7 @@ fn no_instance(server: &Server) -> InstanceView {
     InstanceView {
         id: server.spec.name.to_string(),
         server: server.spec.name.to_string(),
+        kind: kind(server),
         generation: 0,
         state: if server.stopped() { "stopped" } else { "idle" }.to_owned(),
         reason: None,
@@ -72,6 +92,7 @@ fn no_instance(server: &Server) -> InstanceView {
         uptime_ms: 0,
         ports: BTreeMap::new(),
         next_try_ms: None,
+        ended: None,
     }
 }
 
@@ -119,7 +140,12 @@ fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> Ser
     let launch = &server.spec.launch;
     ServerView {
         name: server.spec.name.to_string(),
-        endpoint: format!("{}/mcp/{}", gateway.base, server.spec.name),
+        kind: kind(server),
+        endpoint: server
+            .spec
+            .transport
+            .is_mcp()
+            .then(|| format!("{}/mcp/{}", gateway.base, server.spec.name)),
         scope: server.spec.scope.as_str().to_owned(),
         command: std::iter::once(&launch.command).chain(&launch.args).cloned().collect(),
         required: server.spec.required,
@@ -131,6 +157,34 @@ fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> Ser
             |instance| instance.state.clone(),
         ),
         instances,
+    }
+}
+
+/// These processes started by hand. One that has just been removed is left out.
+pub(super) async fn processes(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<ProcessView> {
+    let measured = measured(gateway, servers).await.into_iter();
+    measured.filter_map(|(server, views)| Some(process(&server, views.into_iter().next()?))).collect()
+}
+
+fn process(server: &Server, instance: InstanceView) -> ProcessView {
+    let (launch, limits) = (&server.spec.launch, &server.spec.limits);
+    ProcessView {
+        name: server.spec.name.to_string(),
+        command: std::iter::once(&launch.command).chain(&launch.args).cloned().collect(),
+        cwd: launch.cwd.as_ref().map(|cwd| cwd.display().to_string()),
+        restart: match server.spec.restart.policy {
+            RestartPolicy::Never => RestartWhen::Never,
+            RestartPolicy::OnFailure => RestartWhen::OnFailure,
+            RestartPolicy::Always => RestartWhen::Always,
+        },
+        limits: ProcessLimits {
+            memory_bytes: limits.memory,
+            cpu: limits.cpu,
+            pids: limits.pids,
+            open_files: limits.open_files,
+            nice: limits.nice,
+        },
+        instance,
     }
 }
 
