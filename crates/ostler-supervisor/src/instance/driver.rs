@@ -58,7 +58,7 @@ pub(crate) enum Inbox {
     Born(Generation, Result<Box<Launched>, String>),
     /// The guard reported something.
     Guard(Generation, GuardEvent),
-    /// The handshake came to an end; a plain process has none.
+    /// The handshake came to an end; a plain process with ports has none, but listens.
     Opened(Generation, Result<Option<Opened>, Failed>),
     /// No call runs any more.
     Drained(Generation),
@@ -523,7 +523,13 @@ impl Driver {
                 });
                 self.snapshot.pid = Some(pid);
                 self.snapshot.started_ms = Some(clock::now_ms());
+                let waits = running.connection.is_some() || !self.snapshot.ports.is_empty();
                 self.decide(Event::Spawned { generation, pid });
+                // A plain process is as ready as it will be when it runs. At once: it may have ended already, and one that ends
+                // with status 0 before it was ready would count as failed.
+                if !waits {
+                    self.ready(generation);
+                }
             }
             GuardEvent::SpawnFailed(failure) => running.spawn_failure = Some(failure.message),
             GuardEvent::LeaderExited(exit) => {
@@ -585,13 +591,16 @@ impl Driver {
 
     fn handshake(&mut self, generation: Generation) {
         self.with_running(generation, |driver, running| {
+            let (tree, ports) = (running.tree, Arc::clone(&driver.snapshot.ports));
+            if running.connection.is_none() && ports.is_empty() {
+                // Nothing is waited for: see `guard_said`.
+                return;
+            }
             let (connection, done) = (running.connection.clone(), driver.to_self.clone());
             let (need, core) = (driver.need.clone(), Arc::clone(&driver.core));
-            let (tree, ports) = (running.tree, Arc::clone(&driver.snapshot.ports));
             tokio::spawn(async move {
                 let result = match connection {
                     Some(connection) => handshake::open(&connection, &need).await.map(Some),
-                    None if ports.is_empty() => Ok(None),
                     // Ready once it is seen to listen where it was told to.
                     None => core.ports.listening(tree, ports).await.map(|()| None).map_err(Failed::Theft),
                 };
