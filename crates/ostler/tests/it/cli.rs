@@ -34,26 +34,26 @@ fn alone(dir: &Path, args: &[&str]) -> Output {
     command.args(args).stdin(Stdio::null()).output().expect("ostler runs")
 }
 
-fn out(output: &Output) -> String {
+pub(crate) fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn err(output: &Output) -> String {
+pub(crate) fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Runs a command that must succeed; what it printed.
-fn done(daemon: &Daemon, args: &[&str]) -> String {
+pub(crate) fn done(daemon: &Daemon, args: &[&str]) -> String {
     let output = daemon.cli(args);
     assert_eq!(output.status.code(), Some(0), "{args:?}: {}", err(&output));
     out(&output)
 }
 
-fn json_of(daemon: &Daemon, args: &[&str]) -> Value {
+pub(crate) fn json_of(daemon: &Daemon, args: &[&str]) -> Value {
     serde_json::from_str(&done(daemon, args)).expect("JSON")
 }
 
-fn alive(pid: &Value) -> bool {
+pub(crate) fn alive(pid: &Value) -> bool {
     Path::new(&format!("/proc/{}", pid.as_u64().expect("a pid"))).exists()
 }
 
@@ -88,7 +88,9 @@ fn a_configuration_error_exits_2_and_starts_nothing() {
 #[test]
 fn without_a_daemon_every_command_exits_3_and_says_what_to_do() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 13] = [
+        &["spawn", "true"],
+        &["rm", "true"],
         &["ps"],
         &["ps", "--json"],
         &["status"],
@@ -278,10 +280,15 @@ fn one_daemon_a_directory_and_nothing_of_it_left_behind() {
 // ---- the API itself -------------------------------------------------------------------------------------------
 
 /// One request over the unix socket: status and body.
-fn over_socket(daemon: &Daemon, method: &str, path: &str) -> (u16, String) {
+pub(crate) fn over_socket(daemon: &Daemon, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(daemon.socket()).expect("the socket");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: ostler\r\nConnection: close\r\n\r\n").expect("sent");
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: ostler\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     let status = answer.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
@@ -294,7 +301,7 @@ async fn every_route_is_described_and_answered() {
     let mut daemon = daemon();
     let _session = Session::open(&Http::new(daemon.address()), "fake").await;
     let session = json_of(&daemon, &["sessions", "--json"])[0]["id"].as_str().expect("an id").to_owned();
-    let (status, document) = over_socket(&daemon, "GET", routes::OPENAPI.template);
+    let (status, document) = over_socket(&daemon, "GET", routes::OPENAPI.template, "");
     assert_eq!(status, 200);
     let document: Value = serde_json::from_str(&document).expect("JSON");
     let described = document["paths"].as_object().expect("paths");
@@ -309,10 +316,15 @@ async fn every_route_is_described_and_answered() {
             template if template.contains("/servers/{") => Some("fake"),
             template if template.contains("/instances/{") => Some("fake.1"),
             template if template.contains("/sessions/{") => Some(&*session),
+            template if template.contains("/processes/{") => Some("job"),
             _ => None,
         };
         let path = route.path(value.as_slice());
-        let (status, body) = over_socket(&daemon, route.method.as_str(), &path);
+        let body = match route.body {
+            Some(_) => r#"{"name":"job","command":["sleep","1000"]}"#,
+            None => "",
+        };
+        let (status, body) = over_socket(&daemon, route.method.as_str(), &path, body);
         assert!((200..300).contains(&status), "{} {path}: {status} {body}", route.method);
     }
     assert!(daemon.wait().success(), "the last of them ended it");
@@ -331,7 +343,7 @@ async fn over_the_network_there_is_health_and_no_management() {
     assert_eq!(status(Method::GET, "/healthz").await, 200);
     assert_eq!(status(Method::GET, "/readyz").await, 200);
     assert_eq!(status(Method::GET, "/nothing").await, 404);
-    assert_eq!(over_socket(&daemon, "GET", "/healthz").0, 200);
+    assert_eq!(over_socket(&daemon, "GET", "/healthz", "").0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

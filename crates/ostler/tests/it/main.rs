@@ -1,10 +1,12 @@
 //! The whole daemon, as its users meet it: real processes, real sockets, directories of the test's own.
 
+mod adhoc;
 mod bad_input;
 mod cli;
 mod client;
 mod crash;
 mod crosstalk;
+mod events;
 mod floors;
 mod health;
 mod order;
