@@ -30,9 +30,6 @@ use crate::server::{Server, Standing};
 use crate::session::{Opening, Session, Sessions, handle_of};
 use crate::stream::Keep;
 
-/// How long everything may take to stop before the daemon ends all the same; the guards then kill what is left.
-pub const SHUTDOWN: Duration = Duration::from_secs(30);
-
 /// How long a person's start or restart of one instance is waited for; it goes on after that.
 const START_PATIENCE: Duration = Duration::from_secs(90);
 
@@ -342,14 +339,14 @@ impl Supervisor {
         until_started(handle, before, START_PATIENCE).await;
     }
 
-    /// Stops everything; returns when nothing runs, or after [`SHUTDOWN`]. True when nothing runs.
+    /// Stops everything; returns when nothing runs, or after `limits.shutdown`. True when nothing runs.
     pub async fn shutdown(&self, reason: &str) -> bool {
         self.core.registry.close();
         let table = self.servers();
         // Before anything stops: nobody starts again what is needed by what has not stopped yet.
         table.all().iter().for_each(|server| server.refuse());
         let stopping = order::stop_all(table.all(), reason);
-        tokio::time::timeout(SHUTDOWN, stopping).await.is_ok()
+        tokio::time::timeout(self.core.config.limits.shutdown, stopping).await.is_ok()
     }
 }
 

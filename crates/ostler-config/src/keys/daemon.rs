@@ -1,6 +1,6 @@
 //! The tables of the whole daemon.
 
-use super::{DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Kind, MIB, bare, key};
+use super::{DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Kind, MIB, bare, key, not_yet};
 
 pub(crate) const GATEWAY: Groups = &[&[
     key(
@@ -112,26 +112,26 @@ pub(crate) const LIMITS: Groups = &[&[
         "3",
         "Instances of one `type` at once; one that a session has for itself is not counted here.",
     ),
-    key(
+    not_yet(key(
         "memory",
         Kind::Size { min: MIB, max: 1 << 50 },
         r#""4GiB""#,
         "Memory of all servers' processes together.",
-    ),
+    )),
     key("adhoc", Kind::Count { min: 0, max: 65_536 }, "100", "Processes of `ostler spawn` at once."),
-    key("warning", Kind::Fraction, "0.75", "The part of a limit from which a warning is raised."),
-    key(
+    not_yet(key("warning", Kind::Fraction, "0.75", "The part of a limit from which a warning is raised.")),
+    not_yet(key(
         "critical",
         Kind::Fraction,
         "0.9",
         "The part of a limit from which room is made: new processes are refused, then spare and idle ones stopped.",
-    ),
-    key(
+    )),
+    not_yet(key(
         "emergency",
         Kind::Bool,
         "false",
         "Whether an instance with running calls may be stopped when nothing else makes room.",
-    ),
+    )),
     key("startup", DURATION, r#""60s""#, "Longest for all that starts with the daemon to be ready."),
     key(
         "shutdown",
@@ -140,13 +140,13 @@ pub(crate) const LIMITS: Groups = &[&[
         "Longest for a graceful end of everything; what is left then is killed.",
     ),
     key("cleanups", Kind::Count { min: 1, max: 1000 }, "5", "Trees of processes cleaned up at once."),
-    key("cleanup_time", DURATION, r#""10s""#, "Longest for one try at cleaning up a tree."),
-    key(
+    not_yet(key("cleanup_time", DURATION, r#""10s""#, "Longest for one try at cleaning up a tree.")),
+    not_yet(key(
         "cleanup_tries",
         Kind::Count { min: 1, max: 1000 },
         "3",
         "Tries at cleaning up a tree before that is an alert; it is tried on, slowly.",
-    ),
+    )),
 ]];
 
 pub(crate) const SESSIONS: Groups = &[&[key(
@@ -166,30 +166,39 @@ pub(crate) const PORTS: Groups = &[&[
 ]];
 
 pub(crate) const METRICS: Groups =
-    &[&[key("interval", DURATION, r#""5s""#, "Pause between two measurements of all processes.")]];
+    &[&[not_yet(key("interval", DURATION, r#""5s""#, "Pause between two measurements of all processes."))]];
 
 pub(crate) const ALERTS: Groups = &[&[
-    bare(
+    not_yet(bare(
         "webhook",
         Kind::Text,
         "An `http://` or `https://` address that each alert is posted to. Absent: none.",
-    ),
-    key("command", Kind::TextList, "[]", "Program and arguments, run for each alert. Empty: none."),
-    key("repeat", DURATION, r#""5m""#, "An alert that stays is told again after this, and none more often."),
-    key(
+    )),
+    not_yet(key("command", Kind::TextList, "[]", "Program and arguments, run for each alert. Empty: none.")),
+    not_yet(key(
+        "repeat",
+        DURATION,
+        r#""5m""#,
+        "An alert that stays is told again after this, and none more often.",
+    )),
+    not_yet(key(
         "retries",
         Kind::Count { min: 0, max: 100 },
         "3",
         "Further tries at telling an alert when the first fails.",
-    ),
+    )),
 ]];
 
-pub(crate) const REGISTRY: Groups = &[&[key(
+pub(crate) const REGISTRY: Groups = &[&[not_yet(key(
     "check",
     DURATION,
     r#""30s""#,
     "Pause between two comparisons of what Ostler believes to run with what the kernel says.",
-)]];
+))]];
 
-pub(crate) const RELOAD: Groups =
-    &[&[key("watch", Kind::Bool, "true", "Whether a change of a configuration file is taken in by itself.")]];
+pub(crate) const RELOAD: Groups = &[&[not_yet(key(
+    "watch",
+    Kind::Bool,
+    "true",
+    "Whether a change of a configuration file is taken in by itself.",
+))]];

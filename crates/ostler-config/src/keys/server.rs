@@ -2,7 +2,7 @@
 
 use super::{
     Choice, DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Key, Kind, MIB, bare, choice, key, later,
-    later_choice,
+    later_choice, not_yet,
 };
 
 /// A server's table.
@@ -87,18 +87,18 @@ const SHARED: &[Key] = &[
         "1000",
         "Lines kept per output stream of the process.",
     ),
-    key(
+    not_yet(key(
         "log_files",
         Kind::Count { min: 0, max: 1000 },
         "0",
         "Files its output is kept in besides, the one being written included; `0` keeps none.",
-    ),
-    key(
+    )),
+    not_yet(key(
         "log_file_bytes",
         Kind::Size { min: 4 * KIB, max: 64 * GIB },
         r#""10MiB""#,
         "Size at which the next of these files is begun.",
-    ),
+    )),
     bare("health", Kind::Table(HEALTH), "How a running instance is asked whether it is well."),
     bare("limits", Kind::Table(RESOURCES), "What one instance may use, all its processes together."),
 ];
@@ -264,12 +264,12 @@ const RESOURCES: Groups = &[&[
         Kind::Size { min: MIB, max: 1 << 50 },
         "Memory it may not exceed. Absent: only `limits.memory` of the daemon bounds it.",
     ),
-    key(
+    not_yet(key(
         "memory_warning",
         Kind::Size { min: MIB, max: 1 << 50 },
         r#""500MiB""#,
         "Memory from which a warning is raised; less than `memory`. Where only `memory` is given: three quarters of that.",
-    ),
+    )),
     bare(
         "cpu",
         Kind::Number { min: 0.01, max: 4096.0 },

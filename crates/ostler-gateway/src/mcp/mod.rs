@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use ostler_domain::Transport;
 use ostler_mcp::envelope::Span;
 use ostler_mcp::{Envelope, EnvelopeError, Message, on_one_line, rpc, version};
 use ostler_supervisor::{Caller, Server};
@@ -74,11 +75,24 @@ fn prepare<'a>(
     }
     let server = gateway.supervisor.server(name).ok_or_else(|| unknown_server(gateway, name))?;
     if !server.spec.transport.is_mcp() {
-        let transport = server.spec.transport.as_str();
-        let message = format!("`{name}` offers no MCP here: its transport is `{transport}`");
+        let message = format!("`{name}` offers no MCP here: {}", elsewhere(&server));
         return Err(Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message));
     }
     Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, headers })
+}
+
+/// Where to find a server whose traffic Ostler does not carry.
+fn elsewhere(server: &Server) -> String {
+    let instances = server.instances();
+    let snapshot = instances.iter().map(|handle| handle.snapshot()).find(|snapshot| snapshot.state.serves());
+    match (server.spec.transport, snapshot) {
+        (Transport::Socket, Some(snapshot)) if !snapshot.ports.is_empty() => {
+            let address = |(port, number): (&String, &u16)| format!("`{port}` at 127.0.0.1:{number}");
+            let addresses: Vec<String> = snapshot.ports.iter().map(address).collect();
+            format!("it listens by itself, {}", addresses.join(", "))
+        }
+        (transport, _) => format!("its transport is `{}`", transport.as_str()),
+    }
 }
 
 fn unknown_server(gateway: &Gateway, name: &str) -> Refusal {

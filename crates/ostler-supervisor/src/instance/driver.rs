@@ -13,7 +13,7 @@ use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
-use ostler_domain::{Era, Generation, InstanceId, PortWish, Transport, ports};
+use ostler_domain::{Era, Generation, InstanceId, PortWish, ports};
 use ostler_mcp::mux::Settings;
 use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
@@ -438,7 +438,7 @@ impl Driver {
 
     fn born(&mut self, generation: Generation, guarded: Launched) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
-        let connection = if self.server.spec.transport == Transport::None {
+        let connection = if !self.server.spec.transport.is_mcp() {
             // Nobody writes to a plain process: its input is at its end from the start.
             drop(guarded.stdin);
             tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log)));

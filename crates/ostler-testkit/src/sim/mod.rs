@@ -33,7 +33,6 @@ use std::time::Duration;
 
 use ostler_supervisor::events::Events;
 use ostler_supervisor::ledger::Ledger;
-use ostler_supervisor::supervisor::SHUTDOWN;
 use ostler_supervisor::{Caller, InstanceHandle, Supervisor, clock, random};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -202,14 +201,15 @@ async fn shut_down(world: &World, supervisor: &Arc<Supervisor>) {
     world.step(|| "shutdown".to_owned());
     let servers = supervisor.servers();
     let slowest = servers.all().iter().map(|server| longest(world, server)).max().unwrap_or_default();
-    let bound = SHUTDOWN + Duration::from_secs(1);
+    let allowed = supervisor.config().limits.shutdown;
+    let bound = allowed + Duration::from_secs(1);
     let Ok(nothing_runs) = tokio::time::timeout(bound, supervisor.shutdown(check::THE_END)).await else {
         return world.violate(format!("the shutdown had no end within {bound:?}"));
     };
     if !nothing_runs {
         // It gave up on something that takes longer than it has. The daemon ends now, and the guards end the rest:
         // that is `ostler-os`, and tested there.
-        if slowest < SHUTDOWN {
+        if slowest < allowed {
             world.violate("the shutdown gave up on what takes less time than it has".to_owned());
         }
         return world.step(|| "shutdown: gave up".to_owned());
