@@ -86,6 +86,8 @@ struct Running {
     tree: TreeRoot,
     /// While it is being killed.
     slot: Option<Slot>,
+    /// Who was reported to have survived that.
+    stuck: Vec<u32>,
 }
 
 pub(crate) struct Driver {
@@ -356,9 +358,14 @@ impl Driver {
     fn kill(&mut self, generation: Generation, slot: Slot) {
         match &mut self.running {
             Some(running) if running.generation == generation => {
-                running.slot = Some(slot);
                 self.core.cleanup.killing(&self.id);
                 running.control.kill();
+                if running.stuck.is_empty() {
+                    running.slot = Some(slot);
+                } else {
+                    // Its guard does not say so twice: the slot would be gone until the kernel lets go.
+                    self.core.cleanup.stuck(&self.id, &running.stuck);
+                }
             }
             Some(_) => {}
             // It ended while it waited.
@@ -461,6 +468,7 @@ impl Driver {
             leader_exited: false,
             tree: TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start },
             slot: None,
+            stuck: Vec::new(),
         });
     }
 
@@ -562,6 +570,7 @@ impl Driver {
                 // The next in the queue may have more luck.
                 running.slot = None;
                 self.core.cleanup.stuck(&self.id, &pids);
+                running.stuck.clone_from(&pids);
                 self.decide(Event::Stuck { generation, pids });
             }
             GuardEvent::TreeEmpty => self.tree_empty(generation),

@@ -1,3 +1,4 @@
 //! The simulation.
 
+mod by_hand;
 mod schedules;
