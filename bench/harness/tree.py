@@ -1,6 +1,7 @@
 """What belongs to a supervisor, and what it costs: read from /proc."""
 
 import os
+import time
 
 from .processes import marked
 
@@ -63,13 +64,12 @@ def pss_kib(pids):
 
 
 def cpu_ns(pids):
-    """Processor time their threads have used so far, in nanoseconds; to the nanosecond, as the scheduler counts."""
+    """Processor time they have used so far, in nanoseconds, threads that have ended included."""
     total = 0
     for pid in pids:
         try:
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
-                    total += int(file.read().split()[0])
+            # The clock of another process, as clock_getcpuclockid(3) makes its number.
+            total += time.clock_gettime_ns((~pid << 3) | 2)
         except OSError:
             continue
     return total

@@ -1,28 +1,32 @@
 //! Output of a process, line by line into its log.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::launch::Output;
 use crate::log::{Log, MAX_LINE, Stream};
 
-/// What is read at once from a quiet process, in bytes: more than its longest line that is kept.
-const SMALLEST: usize = 2 * MAX_LINE;
+/// What is read at once, in bytes: all that a pipe holds, behind the beginning of the longest line that is kept.
+const BUFFER: usize = 64 * 1024 + MAX_LINE;
 
-/// What is read at once from one that writes faster than it is read, in bytes.
-const LARGEST: usize = 256 * 1024;
+/// A process that has written nothing for this long has no buffer: most are silent most of the time, and there may
+/// be hundreds.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Reads until every process that holds the pipe has closed it. Never stands still, so the process never blocks on
 /// it; what the log has no room for is dropped and counted there.
 pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {
     let mut held = Held::default();
     loop {
-        if pipe.readable().await.is_err() {
+        if readable(&pipe, &mut held).await.is_err() {
             break;
         }
         match pipe.try_read(held.room()) {
             Ok(0) => break,
             Ok(length) => held.take(length, stream, &log),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => held.rest(),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(%error, stream = stream.as_str(), "the output of a process cannot be read");
                 break;
@@ -32,10 +36,21 @@ pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {
     held.finish(stream, &log);
 }
 
+/// Resolves when there is something to read.
+async fn readable(pipe: &Output, held: &mut Held) -> std::io::Result<()> {
+    if !held.buffer.is_empty() {
+        match timeout(QUIET, pipe.readable()).await {
+            Ok(readable) => return readable,
+            Err(_) => held.rest(),
+        }
+    }
+    pipe.readable().await
+}
+
 /// What was read and not taken yet: less than a line.
 #[derive(Default)]
 struct Held {
-    /// Empty while nothing is to be read: most processes are silent most of the time.
+    /// Empty, or [`BUFFER`] long.
     buffer: Vec<u8>,
     filled: usize,
     /// Bytes dropped so far of the line that is being read, which is too long.
@@ -46,12 +61,12 @@ impl Held {
     /// Where to read to.
     fn room(&mut self) -> &mut [u8] {
         if self.buffer.is_empty() {
-            self.buffer.resize(SMALLEST, 0);
+            self.buffer.resize(BUFFER, 0);
         }
         &mut self.buffer[self.filled..]
     }
 
-    /// There is nothing to be read for now.
+    /// There has been nothing to read for a while.
     fn rest(&mut self) {
         if self.filled == 0 {
             self.buffer = Vec::new();
@@ -62,7 +77,6 @@ impl Held {
     fn take(&mut self, length: usize, stream: Stream, log: &Log) {
         let fresh = self.filled;
         self.filled += length;
-        let full = self.filled == self.buffer.len();
         if let Some(end) = memchr::memrchr(b'\n', &self.buffer[fresh..self.filled]) {
             let whole = fresh + end + 1;
             let begin = if self.overlong > 0 { self.end_overlong(fresh, whole, stream, log) } else { 0 };
@@ -76,7 +90,6 @@ impl Held {
             self.overlong += self.filled - MAX_LINE;
             self.filled = MAX_LINE;
         }
-        self.resize(full);
     }
 
     /// Takes the line that is too long, whose beginning is kept; the bytes from `fresh` to `whole` hold its end.
@@ -86,17 +99,6 @@ impl Held {
         let dropped = std::mem::take(&mut self.overlong) + end - fresh;
         log.push_cut(stream, &String::from_utf8_lossy(&self.buffer[..MAX_LINE]), dropped);
         end + 1
-    }
-
-    /// Grows while each read fills the buffer, and shrinks when one does not.
-    fn resize(&mut self, full: bool) {
-        let size = if full { (self.buffer.len() * 4).min(LARGEST) } else { SMALLEST };
-        if size > self.buffer.len() {
-            self.buffer.resize(size, 0);
-        } else if size < self.buffer.len() && self.filled < SMALLEST {
-            self.buffer.truncate(SMALLEST);
-            self.buffer.shrink_to_fit();
-        }
     }
 
     /// The last line may lack its end.
@@ -134,9 +136,9 @@ mod tests {
 
     #[test]
     fn lines_are_the_same_however_they_arrive() {
-        let long = "x".repeat(5 * SMALLEST + 3);
+        let long = "x".repeat(2 * BUFFER + 3);
         let text = format!("one\ntwo\r\n\n{long}\nthree\n{long}\nlast");
-        for size in [1, 7, 1000, SMALLEST, 1_000_000] {
+        for size in [1, 7, 1000, BUFFER, 1_000_000] {
             let lines = fed(&text, size);
             let cut = format!("{} [cut: {} more bytes]", &long[..MAX_LINE], long.len() - MAX_LINE);
             let expected = ["one", "two", "", &cut, "three", &cut, "last"];

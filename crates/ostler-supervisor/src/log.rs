@@ -115,6 +115,9 @@ impl Log {
             rings.next += skipped;
             rings.dropped += skipped;
             let now = unix_ms();
+            let lines = memchr::memchr_iter(b'\n', &piece[begin..]).count();
+            let gone = rings.rings[stream as usize].make_room(lines, piece.len() - begin);
+            rings.dropped += gone as u64;
             while let Some(length) = memchr::memchr(b'\n', &piece[begin..]) {
                 let line = &piece[begin..begin + length];
                 rings.push(stream, now, &String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)));

@@ -24,12 +24,7 @@ impl<T> TextRing<T> {
     /// Adds a text and says how many had to go for it. A text longer than the whole ring is cut at its end.
     pub(crate) fn push(&mut self, about: T, text: &str) -> usize {
         let text = &text[..text.floor_char_boundary(self.max_bytes)];
-        let mut gone = 0;
-        while self.slots.len() >= self.max_texts || self.texts.len() + text.len() > self.max_bytes {
-            let Some((_, length)) = self.slots.pop_front() else { break };
-            self.texts.drain(..length);
-            gone += 1;
-        }
+        let gone = self.make_room(1, text.len());
         self.texts.extend(text.as_bytes());
         self.slots.push_back((about, text.len()));
         gone
@@ -38,6 +33,24 @@ impl<T> TextRing<T> {
     /// What is known of the latest text.
     pub(crate) fn latest(&self) -> Option<&T> {
         self.slots.back().map(|(about, _)| about)
+    }
+
+    /// Makes room for so many texts of so many bytes in all, and says how many had to go for it. Once for many is
+    /// cheaper than for each.
+    pub(crate) fn make_room(&mut self, texts: usize, bytes: usize) -> usize {
+        let (mut gone, mut length) = (0, 0);
+        for (_, one) in &self.slots {
+            let fits = self.slots.len() - gone + texts <= self.max_texts
+                && self.texts.len() - length + bytes <= self.max_bytes;
+            if fits {
+                break;
+            }
+            gone += 1;
+            length += one;
+        }
+        self.slots.drain(..gone);
+        self.texts.drain(..length);
+        gone
     }
 
     /// How many texts it holds at most.
@@ -100,6 +113,21 @@ mod tests {
         assert_eq!(first(2, 0), kept[..2]);
         assert_eq!(first(usize::MAX, 8), kept[1..]);
         assert_eq!(first(2, 10), []);
+    }
+
+    #[test]
+    fn room_for_many_is_what_they_would_have_made_one_by_one() {
+        for (count, length) in [(1, 1), (2, 4), (3, 2), (5, 1), (9, 0), (1, 20), (20, 20)] {
+            let mut ring = TextRing::new(4, 12);
+            (1..=4).for_each(|number| assert_eq!(ring.push(number, "abc"), 0));
+            let gone = ring.make_room(count, count * length);
+            let mut expected = 4;
+            while expected > 0 && (expected + count > 4 || expected * 3 + count * length > 12) {
+                expected -= 1;
+            }
+            assert_eq!(gone, 4 - expected, "{count} texts of {length}");
+            assert_eq!(texts(&ring, 100, 0).len(), expected);
+        }
     }
 
     #[test]
