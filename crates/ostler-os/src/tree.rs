@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 /// One process as `/proc/<pid>/stat` describes it (proc_pid_stat(5)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +53,23 @@ const STAT_BYTES: usize = 1536;
 
 /// Bytes of directory entries read at once from `/proc`.
 const DIR_BYTES: usize = 16 * 1024;
+
+/// Whether `child` is this process's only child and has none itself. For a process with one thread. No where the
+/// kernel does not tell (`/proc/PID/task/TID/children` is an option), so that callers look at all processes then.
+pub(crate) fn is_alone(child: Pid) -> bool {
+    let child = child.as_raw_nonzero().get();
+    let me = Pid::as_raw(Some(rustix::process::getpid()));
+    let children =
+        |pid: i32, thread: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
+    if !children(me, &me.to_string()).is_ok_and(|own| own.trim() == child.to_string()) {
+        return false;
+    }
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{child}/task")) else { return false };
+    let mut threads = threads.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    threads.all(|thread: io::Result<String>| {
+        thread.and_then(|thread| children(child, &thread)).is_ok_and(|below| below.trim().is_empty())
+    })
+}
 
 /// All processes of the machine at (nearly) one moment. Reuse one to scan without allocating.
 #[derive(Default, Debug)]
