@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -43,9 +44,12 @@ fn stream(daemon: &Daemon, query: &str, header: &str) -> Receiver<String> {
 
 /// The next event: its id and its data.
 fn next(stream: &Receiver<String>) -> (u64, Value) {
+    // One for all lines: the comments of a silent stream are lines, too.
+    let deadline = Instant::now() + PATIENCE;
     let mut id = None;
     loop {
-        let line = stream.recv_timeout(PATIENCE).expect("the stream goes on");
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = stream.recv_timeout(left).expect("an event in time");
         if let Some(text) = line.strip_prefix("id: ") {
             id = Some(text.parse().expect("a number"));
         }
