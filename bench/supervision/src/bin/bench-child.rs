@@ -35,7 +35,7 @@ fn main() -> io::Result<()> {
 
 /// Writes lines for `seconds`; answers how many bytes and in how many nanoseconds.
 fn flood(seconds: f64) -> io::Result<(u64, u64)> {
-    let mut line = vec![b'x'; LINE_BYTES];
+    let mut line = [b'x'; LINE_BYTES];
     line[LINE_BYTES - 1] = b'\n';
     let block = line.repeat(BLOCK_LINES);
     // Unbuffered: standard output would look for the last end of line in every block.
