@@ -298,6 +298,8 @@ impl Server {
     /// The instance for this owner in this era; created, and asked to start, where there is none. Two callers
     /// at the same time get the same one.
     ///
+    /// `None` after a wait: what is there may have changed, and the caller is to begin again.
+    ///
     /// # Errors
     /// When the server does not serve the era, a person stopped it, or `limits.processes` is reached.
     pub(crate) async fn acquire(
@@ -306,32 +308,27 @@ impl Server {
         owner: &Owner,
         era: Era,
         initialize: Option<Arc<str>>,
-    ) -> Result<Lease, Unavailable> {
-        loop {
-            let undetermined = match self.find_or_create(core, owner, era, initialize.clone())? {
-                Found::Fitting(lease) => return Ok(lease),
-                Found::Undetermined(lease) => lease,
-                Found::Ending(handle) => {
-                    self.until_removed(&handle).await?;
-                    continue;
-                }
-            };
-            let known = undetermined.until(|snapshot| {
-                snapshot.era.is_some()
-                    || snapshot.wrong_era.is_some()
-                    || matches!(
-                        snapshot.state,
-                        State::Backoff { .. } | State::Broken { .. } | State::Failed { .. }
-                    )
-            });
-            let known = tokio::time::timeout(self.patience(), known).await;
-            if known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed)
-                || undetermined.era().is_none()
-            {
-                // It cannot say what it is: whoever asks for its connection is told why.
-                return Ok(undetermined);
+    ) -> Result<Option<Lease>, Unavailable> {
+        let undetermined = match self.find_or_create(core, owner, era, initialize)? {
+            Found::Fitting(lease) => return Ok(Some(lease)),
+            Found::Undetermined(lease) => lease,
+            Found::Ending(handle) => {
+                self.until_removed(&handle).await?;
+                return Ok(None);
             }
-        }
+        };
+        let known = undetermined.until(|snapshot| {
+            snapshot.era.is_some()
+                || snapshot.wrong_era.is_some()
+                || matches!(
+                    snapshot.state,
+                    State::Backoff { .. } | State::Broken { .. } | State::Failed { .. }
+                )
+        });
+        let known = tokio::time::timeout(self.patience(), known).await;
+        let silent = known.is_ok_and(|snapshot| snapshot.era.is_none() && !snapshot.removed);
+        // It cannot say what it is: whoever asks for its connection is told why.
+        Ok((silent || undetermined.era().is_none()).then_some(undetermined))
     }
 
     /// Waits until an instance that is going for good is gone.
@@ -515,11 +512,13 @@ impl Server {
     pub(crate) async fn stop(&self, reason: &str) {
         self.stopped.store(true, Ordering::Relaxed);
         let handles = self.instances();
-        for handle in &handles {
-            handle.wish_stop(reason).await;
-        }
+        let mut stopping = Vec::with_capacity(handles.len());
         for handle in handles {
-            handle.stopped().await;
+            let generation = handle.wish_stop(reason).await;
+            stopping.push((handle, generation));
+        }
+        for (handle, generation) in stopping {
+            handle.stopped(generation).await;
         }
     }
 }

@@ -242,8 +242,7 @@ impl Supervisor {
             Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
             _ => (shared_owner(server, caller), None),
         };
-        self.await_dependencies(server, caller, &owner, Some(Era::Legacy)).await?;
-        let instance = server.acquire(&self.core, &owner, Era::Legacy, params).await?;
+        let instance = self.acquire(server, caller, &owner, Era::Legacy, params).await?;
         // A client that vanishes while its instance starts leaves nothing behind.
         let abandoned = Abandoned(Some(Arc::clone(instance.handle())));
         let (connection, snapshot) = instance.connection(server.patience()).await?;
@@ -272,8 +271,25 @@ impl Supervisor {
     /// [`Unavailable`], with the reason.
     pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Lease, Unavailable> {
         let owner = shared_owner(server, caller);
-        self.await_dependencies(server, caller, &owner, Some(Era::Modern)).await?;
-        server.acquire(&self.core, &owner, Era::Modern, None).await
+        self.acquire(server, caller, &owner, Era::Modern, None).await
+    }
+
+    /// The instance for this owner; a new one only while what the server needs serves.
+    async fn acquire(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+        owner: &Owner,
+        era: Era,
+        initialize: Option<Arc<str>>,
+    ) -> Result<Lease, Unavailable> {
+        loop {
+            // Again after each wait: what served before it may be down.
+            self.await_dependencies(server, caller, owner, Some(era)).await?;
+            if let Some(lease) = server.acquire(&self.core, owner, era, initialize.clone()).await? {
+                return Ok(lease);
+            }
+        }
     }
 
     /// Before a new instance is started. One whose dependencies fail later serves on, degraded.
@@ -328,8 +344,8 @@ impl Supervisor {
 
     /// Stops one instance; returns when nothing of it runs.
     pub async fn stop_instance(&self, handle: &InstanceHandle) {
-        handle.wish_stop("asked for by a person").await;
-        handle.stopped().await;
+        let stopping = handle.wish_stop("asked for by a person").await;
+        handle.stopped(stopping).await;
     }
 
     /// Restarts one instance; returns when the new process serves or will not soon.

@@ -233,15 +233,16 @@ impl InstanceHandle {
         self.holds.count() > 0
     }
 
-    /// Asks it to stop; [`Self::stopped`] waits for that.
-    pub(crate) async fn wish_stop(&self, reason: &str) {
+    /// Asks it to stop, and says which generation that ends; [`Self::stopped`] waits for its end.
+    pub(crate) async fn wish_stop(&self, reason: &str) -> Generation {
         self.wish(Inbox::Wish(Event::Stop { reason: reason.to_owned() })).await;
+        // At once: whoever asks later may be told of a generation that somebody else has started since.
+        self.decided().await;
+        self.snapshot().generation
     }
 
     /// After [`Self::wish_stop`]: returns when nothing runs of what ran, or was on its way, at that time.
-    pub(crate) async fn stopped(&self) {
-        self.decided().await;
-        let stopping = self.snapshot().generation;
+    pub(crate) async fn stopped(&self, stopping: Generation) {
         // A later generation, should somebody else want it back, begins with a verified end of this one.
         self.until(|snapshot| matches!(snapshot.state, State::Stopped) || snapshot.generation > stopping)
             .await;
@@ -380,8 +381,8 @@ mod tests {
         let stopping = tokio::spawn({
             let handle = Arc::clone(&handle);
             async move {
-                handle.wish_stop("a person").await;
-                handle.stopped().await;
+                let stopping = handle.wish_stop("a person").await;
+                handle.stopped(stopping).await;
             }
         });
         assert!(matches!(wishes.recv().await, Some(Inbox::Wish(Event::Stop { .. }))));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ostler_config::Config;
-use ostler_domain::{Concurrency, RestartPolicy, Scope, ServerSpec, StartMode, Transport};
+use ostler_domain::{Concurrency, Probe, RestartPolicy, Scope, ServerSpec, StartMode, Transport};
 
 use super::dice::Dice;
 
@@ -184,6 +184,8 @@ fn server(dice: &mut Dice, name: &str, kind: bool, earlier: &[ServerSpec]) -> Se
     }
     if dice.chance(10) {
         spec.transport = Transport::None;
+        // As the configuration has it: there is no connection to ask over.
+        spec.health.probe = Probe::None;
     }
     spec.concurrency = *dice.pick(&CONCURRENCIES);
     spec.restart.policy = *dice.pick(&POLICIES);
