@@ -34,7 +34,7 @@ pub(crate) enum Outcome {
     Lost,
 }
 
-/// One forge, started when it is first needed, and again when it was lost.
+/// One forge, started by [`Forge::warm`] or when it is first needed, and again when it was lost.
 #[derive(Debug, Default)]
 pub(crate) struct Forge(Mutex<State>);
 
@@ -81,6 +81,16 @@ impl Forge {
                 *state = State::None;
                 last.map_or(Outcome::Lost, Outcome::Made)
             }
+        }
+    }
+
+    /// Starts it, unless there is one. That it cannot be started is told when a guard is asked for.
+    pub(crate) fn warm(&self, exe: &Path, registry: &mut Guards) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::None = *state
+            && let Ok(process) = Process::start(exe, registry)
+        {
+            *state = State::Running(process);
         }
     }
 

@@ -121,6 +121,12 @@ impl Spawner {
         Self { guard_exe: guard_exe.into(), forge: Arc::default() }
     }
 
+    /// Starts the forge now instead of with the first server, which is then there sooner; and a daemon has as many
+    /// processes before its first server as after its last.
+    pub fn warm(&self) {
+        self.forge.warm(&self.guard_exe, &mut REGISTRY.lock());
+    }
+
     /// The pid of the process that guards are forked from, once the first was: of the daemon's processes the one
     /// that is neither itself nor a guard.
     pub fn forge_pid(&self) -> Option<i32> {

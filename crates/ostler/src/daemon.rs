@@ -93,7 +93,9 @@ async fn run(global: &Global, args: &UpArgs, config: Config) -> Result<bool, UpE
     let unix = serve::bind_unix(&socket)
         .map_err(|source| UpError::Socket { path: socket.display().to_string(), source })?;
 
-    let supervisor = Supervisor::start(Arc::new(config), state_dir.root(), Spawner::default()).await?;
+    let spawner = Spawner::default();
+    spawner.warm();
+    let supervisor = Supervisor::start(Arc::new(config), state_dir.root(), spawner).await?;
     let base = format!("http://{bound}");
     let gateway = Gateway::new(Arc::clone(&supervisor), local_caller(), base.clone());
     let (close, closing) = watch::channel(false);
