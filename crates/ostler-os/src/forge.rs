@@ -47,6 +47,17 @@ enum State {
     Impossible,
 }
 
+impl State {
+    /// A failure is not told here: a guard that is started as a program will meet the same, and say so.
+    fn start_if_none(&mut self, exe: &Path, registry: &mut Guards) {
+        if let Self::None = self
+            && let Ok(process) = Process::start(exe, registry)
+        {
+            *self = Self::Running(process);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Process {
     socket: OwnedFd,
@@ -59,13 +70,7 @@ impl Forge {
     /// before he unlocks it.
     pub(crate) fn make(&self, exe: &Path, control: &OwnedFd, mark: Mark, registry: &mut Guards) -> Outcome {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::None = *state {
-            match Process::start(exe, registry) {
-                Ok(process) => *state = State::Running(process),
-                // A guard that is started as a program will meet the same failure, and say so.
-                Err(_) => return Outcome::Without,
-            }
-        }
+        state.start_if_none(exe, registry);
         let State::Running(process) = &*state else { return Outcome::Without };
         match process.ask(control.as_fd(), mark) {
             Ok(Forged::Guard { pid }) => Outcome::Made(pid),
@@ -84,14 +89,9 @@ impl Forge {
         }
     }
 
-    /// Starts it, unless there is one. That it cannot be started is told when a guard is asked for.
+    /// Starts it, unless there is one.
     pub(crate) fn warm(&self, exe: &Path, registry: &mut Guards) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::None = *state
-            && let Ok(process) = Process::start(exe, registry)
-        {
-            *state = State::Running(process);
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).start_if_none(exe, registry);
     }
 
     /// The pid of the forge, while there is one.

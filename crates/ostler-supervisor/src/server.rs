@@ -180,11 +180,7 @@ impl Server {
         // Under the lock: of two that note at the same time, the later sees what the earlier saw and more.
         let instances = self.lock();
         let standing = Standing::of(instances.iter().map(|handle| handle.snapshot()), self.stopped());
-        self.standing.send_if_modified(|shown| {
-            let changed = *shown != standing;
-            *shown = standing;
-            changed
-        });
+        publish(&self.standing, standing);
     }
 
     /// Follows what is wrong with its dependencies.
@@ -193,11 +189,7 @@ impl Server {
     }
 
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {
-        self.trouble.send_if_modified(|shown| {
-            let changed = *shown != trouble;
-            *shown = trouble;
-            changed
-        });
+        publish(&self.trouble, trouble);
     }
 
     /// Lets nobody start it any more, a person included.
@@ -521,6 +513,15 @@ impl Server {
             handle.stopped(generation).await;
         }
     }
+}
+
+/// Wakes those who follow it only when it is another value.
+fn publish<T: PartialEq>(shown: &watch::Sender<T>, value: T) {
+    shown.send_if_modified(|shown| {
+        let changed = *shown != value;
+        *shown = value;
+        changed
+    });
 }
 
 /// Names the program a server runs: what is learnt about one is true of the other with the same identity.

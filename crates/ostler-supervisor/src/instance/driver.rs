@@ -34,7 +34,7 @@ use crate::connection::{Connection, News, Parts};
 use crate::core::Core;
 use crate::launch::{Control, Launched};
 use crate::log::{Log, Stream};
-use crate::ports::Holder;
+use crate::ports::{Given, Holder};
 use crate::server::Server;
 
 /// Wishes and reports that may wait for a driver.
@@ -88,6 +88,13 @@ struct Running {
     slot: Option<Slot>,
     /// Who was reported to have survived that.
     stuck: Vec<u32>,
+}
+
+impl Running {
+    /// A plain process that has no port to listen on is as ready as it will be when it runs.
+    fn is_ready_at_once(&self, ports: &Given) -> bool {
+        self.connection.is_none() && ports.is_empty()
+    }
 }
 
 pub(crate) struct Driver {
@@ -331,11 +338,14 @@ impl Driver {
                 self.timer = Some((generation, kind, clock::instant(at)));
             }
             Effect::CancelTimer => self.timer = None,
-            Effect::Record(happening) => {
-                self.log.push(Stream::Ostler, &happening.to_string());
-                self.core.events.record(&self.id.to_string(), happening);
-            }
+            Effect::Record(happening) => self.record(happening),
         }
+    }
+
+    /// To the instance's own log and to the event log.
+    fn record(&self, happening: Happening) {
+        self.log.push(Stream::Ostler, &happening.to_string());
+        self.core.events.record(&self.id.to_string(), happening);
     }
 
     fn with_running(&self, generation: Generation, act: impl FnOnce(&Self, &Running)) {
@@ -531,11 +541,11 @@ impl Driver {
                 });
                 self.snapshot.pid = Some(pid);
                 self.snapshot.started_ms = Some(clock::now_ms());
-                let waits = running.connection.is_some() || !self.snapshot.ports.is_empty();
+                let ready = running.is_ready_at_once(&self.snapshot.ports);
                 self.decide(Event::Spawned { generation, pid });
-                // A plain process is as ready as it will be when it runs. At once: it may have ended already, and one that ends
-                // with status 0 before it was ready would count as failed.
-                if !waits {
+                // Now, not by a task: it may have ended already, and one that ends with status 0 before it was ready
+                // would count as failed.
+                if ready {
                     self.ready(generation);
                 }
             }
@@ -560,11 +570,7 @@ impl Driver {
                     self.decide(Event::LeaderExited { generation, exit: Exit::Unknown });
                 }
             }
-            GuardEvent::LimitHit(hit) => {
-                let happening = Happening::LimitHit { what: hit.to_string() };
-                self.log.push(Stream::Ostler, &happening.to_string());
-                self.core.events.record(&self.id.to_string(), happening);
-            }
+            GuardEvent::LimitHit(hit) => self.record(Happening::LimitHit { what: hit.to_string() }),
             GuardEvent::Stuck { pids } => {
                 let pids: Vec<u32> = pids.into_iter().map(i32::unsigned_abs).collect();
                 // The next in the queue may have more luck.
@@ -601,8 +607,8 @@ impl Driver {
     fn handshake(&mut self, generation: Generation) {
         self.with_running(generation, |driver, running| {
             let (tree, ports) = (running.tree, Arc::clone(&driver.snapshot.ports));
-            if running.connection.is_none() && ports.is_empty() {
-                // Nothing is waited for: see `guard_said`.
+            if running.is_ready_at_once(&ports) {
+                // See `guard_said`.
                 return;
             }
             let (connection, done) = (running.connection.clone(), driver.to_self.clone());
