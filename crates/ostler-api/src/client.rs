@@ -17,7 +17,7 @@ use crate::error::ClientError;
 use crate::events::{EventQuery, EventStream};
 use crate::routes::{self, Route};
 use crate::types::{
-    ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
+    AlertView, ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
     SessionView,
 };
 
@@ -298,6 +298,15 @@ impl Client {
         let ask = Ask { route: &routes::EVENTS_LIST, values: &[], query: &query, accept: ACCEPT_EVENTS };
         let (response, connection) = within(ask.route, LOOKUP_LIMIT, self.send(ask, Bytes::new())).await?;
         Ok(EventStream::new(response.into_body(), connection))
+    }
+
+    /// The alerts that are active now, the worst first.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn alerts(&self) -> Result<Vec<AlertView>, ClientError> {
+        self.look_up(&routes::ALERTS, &[], "").await
     }
 
     /// Begins to drain and stop the daemon; returns when that has begun, not when it is done.

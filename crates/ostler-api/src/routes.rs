@@ -6,7 +6,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::types::{
-    ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
+    AlertView, ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
     SessionView,
 };
 
@@ -115,6 +115,7 @@ const STATUS_T: TypeRef = TypeRef::of::<DaemonStatus>("DaemonStatus");
 const SERVER_T: TypeRef = TypeRef::of::<ServerView>("ServerView");
 const INSTANCE_T: TypeRef = TypeRef::of::<InstanceView>("InstanceView");
 const SESSION_T: TypeRef = TypeRef::of::<SessionView>("SessionView");
+const ALERT_T: TypeRef = TypeRef::of::<AlertView>("AlertView");
 const EVENT_T: TypeRef = TypeRef::of::<EventView>("EventView");
 const NEW_PROCESS_T: TypeRef = TypeRef::of::<NewProcess>("NewProcess");
 const PROCESS_T: TypeRef = TypeRef::of::<ProcessView>("ProcessView");
@@ -371,6 +372,15 @@ pub const EVENTS_LIST: Route = route(
     &[SINCE, EVENTS, EVENT_KIND, EVENT_SUBJECT, EVENT_SEVERITY, LAST_EVENT_ID],
     Answer::Feed(EVENT_T),
 );
+/// What needs a person.
+pub const ALERTS: Route = route(
+    Method::GET,
+    "/api/v1/alerts",
+    "listAlerts",
+    "The alerts that are active now, the worst first.",
+    &[],
+    Answer::List(ALERT_T),
+);
 /// Drain and stop the daemon.
 pub const SHUTDOWN: Route = route(
     Method::POST,
@@ -414,6 +424,7 @@ pub const ALL: &[Route] = &[
     PROCESS_LOGS,
     PROCESS_REMOVE,
     EVENTS_LIST,
+    ALERTS,
     SHUTDOWN,
     OPENAPI,
 ];

@@ -39,8 +39,27 @@ pub struct DaemonStatus {
     pub ports_held: u64,
     /// Bytes of requests and answers held in memory now.
     pub body_bytes: u64,
+    /// Alerts that are active now.
+    pub alerts: u64,
+    /// Trees of processes that did not end when they were asked to, and are being killed.
+    pub cleanups: Vec<CleanupView>,
     /// How often each limit refused or dropped something since the start.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A tree of processes in the clean-up queue.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CleanupView {
+    /// The instance it belongs to.
+    pub instance: String,
+    /// `waiting` for its turn, `killing`, or `stuck`: the kernel holds what is left of it, and it is tried again.
+    pub progress: String,
+    /// The processes that survived SIGKILL so far, where some did.
+    pub stuck: Vec<u32>,
+    /// How often it was killed.
+    pub tries: u32,
+    /// Milliseconds since it was put into the queue.
+    pub age_ms: u64,
 }
 
 /// One configured server.
@@ -268,6 +287,24 @@ pub struct EventView {
     pub subject: String,
     /// What happened, for people.
     pub message: String,
+}
+
+/// Something that needs a person, and is not over.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AlertView {
+    /// What kind of trouble, for programs: `process-limit`, `memory-pressure`, `process-failure`,
+    /// `resource-violation`, `cleanup-failure`, `disk` or `table-full`.
+    pub kind: String,
+    /// Whose: an instance, a server, a limit or `daemon`.
+    pub subject: String,
+    /// `info`, `warning` or `error`.
+    pub severity: String,
+    /// What is wrong and what to do, for people.
+    pub message: String,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+    /// How often it was noticed since.
+    pub count: u64,
 }
 
 /// The body of every answer that is not a success.

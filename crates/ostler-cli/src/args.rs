@@ -132,6 +132,12 @@ pub enum ClientCommand {
     Sessions(SessionsArgs),
     /// Print what happened, and why
     Events(EventsArgs),
+    /// List what is wrong and needs a person
+    Alerts {
+        /// Print the API's JSON array
+        #[arg(long)]
+        json: bool,
+    },
     /// Speak MCP on standard input and output, for clients that only do that
     Connect(ConnectArgs),
     /// Print a completion script

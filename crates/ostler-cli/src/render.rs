@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use ostler_api::types::KIND_PROCESS;
-use ostler_api::{DaemonStatus, EndView, EventView, InstanceView, LogLine, ServerView, SessionView};
+use ostler_api::{
+    AlertView, CleanupView, DaemonStatus, EndView, EventView, InstanceView, LogLine, ServerView, SessionView,
+};
 
 use crate::text::{duration, moment, size, visible};
 
@@ -127,12 +129,44 @@ pub(crate) fn daemon(status: &DaemonStatus) -> String {
         ("memory", format!("{}, {} of it messages", size(status.rss_bytes), size(status.body_bytes))),
         ("killing", status.rung.clone()),
     ]);
+    if status.alerts > 0 {
+        let _ = writeln!(text, "alerts    {}: see `ostler alerts`", status.alerts);
+    }
+    for cleanup in &status.cleanups {
+        let _ = writeln!(text, "cleanup   {}", visible(&cleaning(cleanup)));
+    }
     let hit: Vec<String> =
         status.counters.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name}={n}")).collect();
     if !hit.is_empty() {
         let _ = writeln!(text, "refused   {}", visible(&hit.join(" ")));
     }
     text
+}
+
+/// How far a tree in the clean-up queue is.
+fn cleaning(cleanup: &CleanupView) -> String {
+    let pids: Vec<String> = cleanup.stuck.iter().map(u32::to_string).collect();
+    let held = if pids.is_empty() { String::new() } else { format!(", processes {} left", pids.join(", ")) };
+    let CleanupView { instance, progress, tries, age_ms, .. } = cleanup;
+    format!("{instance}: {progress}{held}, {tries} tries in {}", duration(*age_ms))
+}
+
+/// `ostler alerts`.
+pub(crate) fn alerts(rows: &[AlertView]) -> String {
+    if rows.is_empty() {
+        return "no alerts\n".to_owned();
+    }
+    let row = |alert: &AlertView| {
+        vec![
+            alert.severity.clone(),
+            alert.kind.clone(),
+            alert.subject.clone(),
+            duration(alert.age_ms),
+            alert.count.to_string(),
+            alert.message.clone(),
+        ]
+    };
+    table(&["SEVERITY", "KIND", "SUBJECT", "AGE", "COUNT", "MESSAGE"], &[3, 4], rows.iter().map(row))
 }
 
 /// `ostler status SERVER`.
@@ -352,8 +386,27 @@ pub(crate) mod samples {
             rss_bytes: 12_582_912,
             ports_held: 0,
             body_bytes: 2048,
+            alerts: 2,
+            cleanups: vec![CleanupView {
+                instance: "mount.1".to_owned(),
+                progress: "stuck".to_owned(),
+                stuck: vec![41_311, 41_312],
+                tries: 4,
+                age_ms: 65_000,
+            }],
             counters: BTreeMap::from([("sessions".to_owned(), 3), ("bodies".to_owned(), 0)]),
         }
+    }
+
+    pub(crate) fn alerts() -> Vec<AlertView> {
+        vec![AlertView {
+            kind: "process-failure".to_owned(),
+            subject: "memory.1".to_owned(),
+            severity: "error".to_owned(),
+            message: "broken: more than 5 restarts within 10 min; next try in 5 min".to_owned(),
+            age_ms: 184_000,
+            count: 2,
+        }]
     }
 
     pub(crate) fn sessions() -> Vec<SessionView> {
@@ -439,6 +492,12 @@ mod tests {
     fn sessions_with_a_rude_client_name() {
         insta::assert_snapshot!(sessions(&samples::sessions()));
         assert_eq!(sessions(&[]), "no sessions\n");
+    }
+
+    #[test]
+    fn a_table_of_alerts() {
+        insta::assert_snapshot!(alerts(&samples::alerts()));
+        assert_eq!(alerts(&[]), "no alerts\n");
     }
 
     #[test]

@@ -239,7 +239,10 @@ impl<'a> Loader<'a> {
         let alerts = Alerts::build(said("alerts"), out);
         let registry = Registry::build(said("registry"));
         let reload = Reload::build(said("reload"));
-        let servers = self.build_servers(said("defaults"));
+        let mut servers = self.build_servers(said("defaults"));
+        for server in &mut servers {
+            server.deadlines.kill = limits.cleanup_time;
+        }
         if self.out.full() {
             let message = format!("more than {MAX_FOUND} problems; the rest was not looked at");
             self.out.errors.push(Diagnostic::of_file("configuration".into(), message));

@@ -16,6 +16,9 @@
 //! - It is told (raised or repeated) at most once in `repeat`, unless it got worse than what was told.
 //! - `Resolved` follows `Raised`, and nothing else; between the two there are only `Repeated`.
 //! - None that stays longer than `repeat` is kept silent, unless the table is full, which is an alert itself.
+//! - One of a kind that [lapses](AlertKind::lapses) is over when it was not raised for `repeat`.
+
+mod meaning;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +27,8 @@ use std::time::Duration;
 use crate::event::Severity;
 use crate::instance::Now;
 use crate::text::clip;
+
+pub use meaning::{Change, meaning};
 
 /// The most alerts that are kept, the recent ones included. One more is dropped and counted, and
 /// [`AlertKind::TableFull`] is raised.
@@ -74,6 +79,12 @@ impl AlertKind {
             Self::Disk => "disk",
             Self::TableFull => "table-full",
         }
+    }
+
+    /// Whether it is noticed in moments, and nobody notices its end: it is over when it has not been raised for
+    /// the time after which others are told again.
+    pub fn lapses(self) -> bool {
+        matches!(self, Self::ResourceViolation)
     }
 }
 
@@ -137,6 +148,8 @@ impl fmt::Display for Notify {
 struct Entry {
     alert: Alert,
     active: bool,
+    /// When it was last raised.
+    raised: Now,
     /// Whether `Raised` was told and `Resolved` was not.
     announced: bool,
     /// When it was last told, and how bad it was then.
@@ -206,12 +219,14 @@ impl Alerts {
                 count: 0,
             },
             active: false,
+            raised: now,
             announced: false,
             told: None,
         });
         if !entry.active {
             (entry.active, entry.alert.since, entry.alert.count) = (true, now, 0);
         }
+        entry.raised = now;
         entry.alert.count = entry.alert.count.saturating_add(1);
         (entry.alert.severity, entry.alert.message) = (severity, message);
         out.extend(entry.tell(repeat, now));
@@ -256,7 +271,11 @@ impl Alerts {
     /// Time has passed: what stays is told again. To be called at [`Alerts::due`].
     pub fn tick(&mut self, now: Now) -> Vec<Notify> {
         let repeat = self.repeat;
-        let mut out: Vec<_> = self.table.values_mut().filter_map(|entry| entry.tell(repeat, now)).collect();
+        let pass = |entry: &mut Entry| match entry.lapses_at(repeat) {
+            Some(at) if at <= now => entry.resolve(),
+            _ => entry.tell(repeat, now),
+        };
+        let mut out: Vec<_> = self.table.values_mut().filter_map(pass).collect();
         self.settle(now, &mut out);
         out
     }
@@ -279,7 +298,8 @@ impl Alerts {
 
     /// When [`Alerts::tick`] has something to do next; `None`: not until something is raised.
     pub fn due(&self) -> Option<Now> {
-        self.table.values().filter_map(|entry| entry.told).map(|(at, _)| at.after(self.repeat)).min()
+        let told = self.table.values().filter_map(|entry| entry.told).map(|(at, _)| at.after(self.repeat));
+        told.chain(self.table.values().filter_map(|entry| entry.lapses_at(self.repeat))).min()
     }
 
     /// Those that are active, by kind and subject.
@@ -307,6 +327,11 @@ impl Entry {
         let stage = if self.announced { Stage::Repeated } else { Stage::Raised };
         (self.announced, self.told) = (true, Some((now, severity)));
         Some(Notify { stage, alert: self.alert.clone() })
+    }
+
+    /// When it is over, unless it is raised again.
+    fn lapses_at(&self, repeat: Duration) -> Option<Now> {
+        (self.active && self.alert.kind.lapses()).then(|| self.raised.after(repeat))
     }
 
     /// Ends it; told if its beginning was.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::alert::{Notify, Stage};
 use crate::ids::Generation;
 use crate::instance::{Cause, Exit, StopStep};
 use crate::text::human;
@@ -207,6 +208,8 @@ pub enum Happening {
         /// What.
         what: String,
     },
+    /// An alert was told.
+    Alert(Box<Notify>),
 }
 
 impl Happening {
@@ -241,6 +244,11 @@ impl Happening {
             Self::OrphanReaped { .. } => "orphan-reaped",
             Self::StdoutRubbish { .. } => "stdout-rubbish",
             Self::Learnt { .. } => "learnt",
+            Self::Alert(told) => match told.stage {
+                Stage::Raised => "alert-raised",
+                Stage::Repeated => "alert-repeated",
+                Stage::Resolved => "alert-resolved",
+            },
         }
     }
 
@@ -277,6 +285,8 @@ impl Happening {
             | Self::SessionStarted { .. }
             | Self::SessionEnded { .. }
             | Self::Learnt { .. } => Severity::Info,
+            Self::Alert(told) if told.stage == Stage::Resolved => Severity::Info,
+            Self::Alert(told) => told.alert.severity,
         }
     }
 }
@@ -335,6 +345,7 @@ impl fmt::Display for Happening {
                  standard error only), first: {sample}"
             ),
             Self::Learnt { what } => write!(f, "learnt: {what}"),
+            Self::Alert(told) => write!(f, "{told}"),
         }
     }
 }

@@ -187,7 +187,7 @@ impl Default for Deadlines {
             drain: Duration::from_secs(5),
             stdin_grace: Duration::from_secs(2),
             term_grace: Duration::from_secs(8),
-            kill: Duration::from_secs(2),
+            kill: Duration::from_secs(10),
         }
     }
 }

@@ -221,7 +221,9 @@ impl Supervisor {
                 return Err(SpawnRefused::Closed("the daemon is stopping; nothing is started".to_owned()));
             }
             let name = choose(servers, wanted.name.as_deref(), &launch.command)?;
-            let server = Server::by_hand(wanted.server(name, launch));
+            let mut spec = wanted.server(name, launch);
+            spec.deadlines.kill = self.core.config.limits.cleanup_time;
+            let server = Server::by_hand(spec);
             servers.push(Arc::clone(&server));
             Ok(server)
         })?;

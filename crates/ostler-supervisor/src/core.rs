@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ostler_config::Config;
 
 use crate::admission::Admission;
+use crate::alerts::Alerts;
 use crate::budget::Budget;
 use crate::cleanup::Cleanup;
 use crate::events::Events;
@@ -22,6 +23,7 @@ pub(crate) struct Core {
     pub(crate) ledger: Ledger,
     pub(crate) budget: Arc<Budget>,
     pub(crate) events: Arc<Events>,
+    pub(crate) alerts: Arc<Alerts>,
     pub(crate) lull: Arc<Lull>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) admission: Arc<Admission>,

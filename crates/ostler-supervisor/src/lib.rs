@@ -11,6 +11,8 @@
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
 //! | idle sessions | daemon | [`session`] | ended sessions |
 //! | lull | daemon | freed sessions and instances | memory for the system ([`lull`]) |
+//! | alerts | daemon | what somebody noticed ([`alerts`]) | events, and one queue for each sink |
+//! | alert sink | webhook, command | tellings | requests, programs run |
 //! | store thread | daemon | jobs ([`ledger`]) | SQLite |
 //!
 //! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
@@ -18,6 +20,7 @@
 
 pub mod adhoc;
 pub mod admission;
+pub mod alerts;
 pub mod budget;
 mod capture;
 pub mod cleanup;
@@ -32,6 +35,7 @@ pub mod log;
 pub mod lull;
 mod order;
 pub mod ports;
+mod program;
 pub mod random;
 pub mod registry;
 mod ring;
@@ -41,6 +45,7 @@ pub mod session;
 pub mod stream;
 pub mod supervisor;
 pub mod watch;
+mod web;
 
 pub use adhoc::{AdHocSpec, SpawnRefused};
 pub use budget::Budget;

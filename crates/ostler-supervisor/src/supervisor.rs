@@ -15,6 +15,7 @@ use ostler_store::TreeRecord;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Bounds};
+use crate::alerts::Alerts;
 use crate::budget::Budget;
 use crate::cleanup::{self, Cleanup};
 use crate::core::Core;
@@ -98,6 +99,7 @@ impl Supervisor {
         let core = Arc::new(Core {
             budget: Budget::new(config.gateway.body_memory),
             config: Arc::clone(&config),
+            alerts: Alerts::start(&config.alerts, &events, &launcher),
             launcher,
             ledger,
             events,
@@ -156,6 +158,11 @@ impl Supervisor {
     /// The event log.
     pub fn events(&self) -> &Arc<Events> {
         &self.core.events
+    }
+
+    /// What needs a person.
+    pub fn alerts(&self) -> &Arc<Alerts> {
+        &self.core.alerts
     }
 
     /// The bytes that bodies may hold.

@@ -1,4 +1,4 @@
-//! `ps`, `status`, `sessions`: ask once, print.
+//! `ps`, `status`, `sessions`, `alerts`: ask once, print.
 
 use ostler_api::{Client, routes};
 
@@ -29,6 +29,13 @@ pub(super) async fn status(client: &Client, args: StatusArgs) -> Result<(), Fail
         (Target::Server(name), false) => print(render::server(&client.server(name).await?).as_bytes()),
         (Target::Instance(id), false) => print(render::instance(&client.instance(id).await?).as_bytes()),
     }
+}
+
+pub(super) async fn alerts(client: &Client, json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(&client.raw(&routes::ALERTS, &[], "").await?);
+    }
+    print(render::alerts(&client.alerts().await?).as_bytes())
 }
 
 pub(super) async fn sessions(client: &Client, args: SessionsArgs) -> Result<(), Failure> {

@@ -61,6 +61,7 @@ async fn perform(global: &Global, command: ClientCommand) -> Result<Exit, Failur
         ClientCommand::Logs(args) => logs::logs(&client, args).await?,
         ClientCommand::Sessions(args) => listings::sessions(&client, args).await?,
         ClientCommand::Events(args) => logs::events(&client, args).await?,
+        ClientCommand::Alerts { json } => listings::alerts(&client, json).await?,
         ClientCommand::Connect(_) | ClientCommand::Completions { .. } => unreachable!("handled above"),
     }
     Ok(Exit::Done)

@@ -140,13 +140,13 @@ pub(crate) const LIMITS: Groups = &[&[
         "Longest for a graceful end of everything; what is left then is killed.",
     ),
     key("cleanups", Kind::Count { min: 1, max: 1000 }, "5", "Trees of processes cleaned up at once."),
-    not_yet(key("cleanup_time", DURATION, r#""10s""#, "Longest for one try at cleaning up a tree.")),
-    not_yet(key(
+    key("cleanup_time", DURATION, r#""10s""#, "Longest for one try at cleaning up a tree."),
+    key(
         "cleanup_tries",
         Kind::Count { min: 1, max: 1000 },
         "3",
         "Tries at cleaning up a tree before that is an alert; it is tried on, slowly.",
-    )),
+    ),
 ]];
 
 pub(crate) const SESSIONS: Groups = &[&[key(
@@ -169,24 +169,19 @@ pub(crate) const METRICS: Groups =
     &[&[not_yet(key("interval", DURATION, r#""5s""#, "Pause between two measurements of all processes."))]];
 
 pub(crate) const ALERTS: Groups = &[&[
-    not_yet(bare(
+    bare(
         "webhook",
         Kind::Text,
         "An `http://` or `https://` address that each alert is posted to. Absent: none.",
-    )),
-    not_yet(key("command", Kind::TextList, "[]", "Program and arguments, run for each alert. Empty: none.")),
-    not_yet(key(
-        "repeat",
-        DURATION,
-        r#""5m""#,
-        "An alert that stays is told again after this, and none more often.",
-    )),
-    not_yet(key(
+    ),
+    key("command", Kind::TextList, "[]", "Program and arguments, run for each alert. Empty: none."),
+    key("repeat", DURATION, r#""5m""#, "An alert that stays is told again after this, and none more often."),
+    key(
         "retries",
         Kind::Count { min: 0, max: 100 },
         "3",
         "Further tries at telling an alert when the first fails.",
-    )),
+    ),
 ]];
 
 pub(crate) const REGISTRY: Groups = &[&[not_yet(key(

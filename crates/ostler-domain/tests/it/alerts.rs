@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ostler_domain::alert::{ALERTS_MAX, AlertKind, Alerts, Notify, REPEAT_MIN, Stage};
+use ostler_domain::alert::{ALERTS_MAX, AlertKind, Alerts, Change, Notify, REPEAT_MIN, Stage, meaning};
+use ostler_domain::event::Happening;
 use ostler_domain::{Now, Severity};
 use proptest::prelude::*;
 
@@ -88,6 +89,35 @@ fn a_full_table_drops_counts_and_says_so_once() {
     let told = alerts.resolve(AlertKind::ProcessFailure, "s0", at(2));
     assert_eq!(stages(&told), [Stage::Resolved, Stage::Resolved], "the one, and the table is full no more");
     assert_eq!(add(&mut alerts, ALERTS_MAX + 2).len(), 1, "in the place of a recent one");
+}
+
+#[test]
+fn a_moment_of_trouble_is_over_when_it_does_not_come_again() {
+    let mut alerts = Alerts::new(secs(300));
+    let hit = |alerts: &mut Alerts, now| {
+        stages(&alerts.raise(AlertKind::ResourceViolation, "hog.1", Severity::Warning, "x", at(now)))
+    };
+    assert_eq!(hit(&mut alerts, 0), [Stage::Raised]);
+    assert_eq!(hit(&mut alerts, 200), []);
+    assert_eq!(stages(&alerts.tick(at(300))), [Stage::Repeated]);
+    assert_eq!(alerts.due(), Some(at(500)));
+    assert_eq!(alerts.tick(at(499)), []);
+    assert_eq!(stages(&alerts.tick(at(500))), [Stage::Resolved]);
+    assert_eq!(alerts.active().count(), 0);
+}
+
+#[test]
+fn what_happens_to_an_instance_raises_and_resolves() {
+    use ostler_domain::instance::StopStep;
+    let killed = |kills| Happening::StopStep { step: StopStep::Kill, kills, reason: "x".into() };
+    let cleanup = [Change::Raise(AlertKind::CleanupFailure, Severity::Error)];
+    assert_eq!(meaning(&killed(3), 3), []);
+    assert_eq!(meaning(&killed(4), 3), cleanup);
+    let stopped = meaning(&Happening::Stopped { reason: "x".into() }, 3);
+    assert!(stopped.contains(&Change::Resolve(AlertKind::CleanupFailure)), "{stopped:?}");
+    assert!(stopped.contains(&Change::Resolve(AlertKind::ProcessFailure)), "{stopped:?}");
+    let ready = meaning(&Happening::Ready { after: secs(1) }, 3);
+    assert_eq!(ready, [Change::Resolve(AlertKind::ProcessFailure)]);
 }
 
 #[test]

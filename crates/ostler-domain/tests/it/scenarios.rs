@@ -44,7 +44,7 @@ fn each_rung_of_the_ladder_has_its_grace_and_kill_never_ends() {
         rungs.push((state_name(it.it.state()), due.since(it.now).as_secs()));
         it.fire();
     }
-    let expected = [("drain", 5), ("close-stdin", 2), ("terminate", 8), ("kill", 2)];
+    let expected = [("drain", 5), ("close-stdin", 2), ("terminate", 8), ("kill", 10)];
     let expected: Vec<_> = expected.map(|(step, grace)| (format!("stopping/{step}/stop"), grace)).into();
     assert_eq!(rungs, expected);
 

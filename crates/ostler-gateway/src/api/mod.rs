@@ -57,6 +57,7 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/processes/{name}/stop", post(processes::stop))
         .route("/api/v1/processes/{name}/logs", get(processes::logs))
         .route("/api/v1/events", get(events::events))
+        .route("/api/v1/alerts", get(alerts))
         .route("/api/v1/shutdown", post(shutdown))
         .route("/api/v1/openapi.json", get(openapi))
 }
@@ -149,6 +150,8 @@ async fn status(State(gateway): App) -> Json<DaemonStatus> {
         max_sessions: supervisor.sessions().limit() as u64,
         rss_bytes: ostler_os::own::rss_bytes().unwrap_or(0),
         ports_held: supervisor.ports().held as u64,
+        alerts: supervisor.alerts().count() as u64,
+        cleanups: supervisor.cleanups().into_iter().map(views::cleanup).collect(),
         body_bytes: supervisor.budget().used() as u64,
         counters: supervisor.events().counters(),
     })
@@ -264,6 +267,11 @@ async fn end_session(State(gateway): App, Path(handle): Path<String>) -> Result<
     })?;
     gateway.supervisor.end_session(session, "a person ended it").await;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn alerts(State(gateway): App) -> Response {
+    let active = gateway.supervisor.alerts().active();
+    Json(active.into_iter().map(views::alert).collect::<Vec<_>>()).into_response()
 }
 
 async fn shutdown(State(gateway): App) -> Response {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use ostler_api::types::{KIND_PROCESS, KIND_SERVER};
 use ostler_api::{
-    EndView, EventView, InstanceView, LogLine, ProcessLimits, ProcessView, RestartWhen, ServerView,
-    SessionView,
+    AlertView, CleanupView, EndView, EventView, InstanceView, LogLine, ProcessLimits, ProcessView,
+    RestartWhen, ServerView, SessionView,
 };
+use ostler_domain::alert::Alert;
 use ostler_domain::{Exit, RestartPolicy, Scope};
 use ostler_os::meter::TreeUsage;
-use ostler_supervisor::clock::now_ms;
+use ostler_supervisor::cleanup::{Job, Progress};
+use ostler_supervisor::clock::{now, now_ms};
 use ostler_supervisor::events::Entry;
 use ostler_supervisor::{Ended, InstanceHandle, Server, Session, log};
 
@@ -211,6 +213,34 @@ pub(super) fn event(entry: Entry) -> EventView {
         kind: entry.kind.to_owned(),
         subject: entry.subject,
         message: entry.message,
+    }
+}
+
+/// One alert.
+pub(super) fn alert(alert: Alert) -> AlertView {
+    AlertView {
+        kind: alert.kind.as_str().to_owned(),
+        severity: alert.severity.as_str().to_owned(),
+        age_ms: millis(now().since(alert.since)),
+        subject: alert.subject,
+        message: alert.message,
+        count: alert.count,
+    }
+}
+
+/// One tree in the clean-up queue.
+pub(super) fn cleanup(job: Job) -> CleanupView {
+    let (progress, stuck) = match job.progress {
+        Progress::Waiting => ("waiting", Vec::new()),
+        Progress::Killing => ("killing", Vec::new()),
+        Progress::Stuck(pids) => ("stuck", pids),
+    };
+    CleanupView {
+        instance: job.instance.to_string(),
+        progress: progress.to_owned(),
+        stuck,
+        tries: job.tries,
+        age_ms: now_ms().saturating_sub(job.since_ms),
     }
 }
 

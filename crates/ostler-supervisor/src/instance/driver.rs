@@ -6,6 +6,7 @@
 //! the driver never waits for a process.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
-use ostler_domain::{Era, Generation, InstanceId, PortWish, ports};
+use ostler_domain::{Era, Generation, InstanceId, Launch, PortWish, ports};
 use ostler_mcp::mux::Settings;
 use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
@@ -206,6 +207,7 @@ impl Driver {
         drop(self.place.take());
         self.snapshot.removed = true;
         self.publish.send_replace(Arc::new(self.snapshot.clone()));
+        self.core.alerts.resolve_subject(&self.id.to_string());
         self.server.forget(&self.id);
         self.core.lull.freed();
     }
@@ -345,7 +347,9 @@ impl Driver {
     /// To the instance's own log and to the event log.
     fn record(&self, happening: Happening) {
         self.log.push(Stream::Ostler, &happening.to_string());
-        self.core.events.record(&self.id.to_string(), happening);
+        let (core, subject) = (&self.core, self.id.to_string());
+        core.alerts.hear(&subject, &happening, core.config.limits.cleanup_tries);
+        core.events.record(&subject, happening);
     }
 
     fn with_running(&self, generation: Generation, act: impl FnOnce(&Self, &Running)) {
@@ -434,13 +438,10 @@ impl Driver {
         let (launch, limits) = (&self.server.spec.launch, &self.server.spec.limits);
         let ports = &self.snapshot.ports;
         let filled = |text: &String| ports::substitute(text, |name| ports.get(name).copied());
-        let mut set: BTreeMap<String, String> =
-            launch.env.iter().map(|(name, value)| (name.clone(), filled(value))).collect();
-        set.extend(ports.iter().map(|(name, port)| (ports::port_variable(name), port.to_string())));
         SpawnRequest {
             program: launch.command.clone().into(),
             args: launch.args.iter().map(|arg| filled(arg).into()).collect(),
-            env: ostler_os::env::clean(&launch.inherit_env, &set, std::env::vars_os()),
+            env: environment(launch, ports),
             cwd: launch.cwd.clone(),
             limits: Limits {
                 memory: limits.memory,
@@ -777,6 +778,15 @@ impl Driver {
     }
 }
 
+/// All of the environment of a server that has these ports, and of its probes.
+pub(super) fn environment(launch: &Launch, ports: &BTreeMap<String, u16>) -> Vec<(OsString, OsString)> {
+    let filled = |text: &String| ports::substitute(text, |name| ports.get(name).copied());
+    let mut set: BTreeMap<String, String> =
+        launch.env.iter().map(|(name, value)| (name.clone(), filled(value))).collect();
+    set.extend(ports.iter().map(|(name, port)| (ports::port_variable(name), port.to_string())));
+    ostler_os::env::clean(&launch.inherit_env, &set, std::env::vars_os())
+}
+
 /// Writes the tree down, then starts its guard.
 async fn start(core: &Core, request: SpawnRequest, record: TreeRecord) -> Result<Box<Launched>, String> {
     let mark = record.mark.clone();
@@ -802,7 +812,7 @@ fn warn_ledger(result: Result<(), crate::ledger::LedgerError>) {
     }
 }
 
-pub(super) fn convert(exit: ostler_os::Exit) -> Exit {
+pub(crate) fn convert(exit: ostler_os::Exit) -> Exit {
     match exit {
         ostler_os::Exit::Code(code) => Exit::Code(code),
         ostler_os::Exit::Signal(signal) => Exit::Signal(signal),

@@ -11,15 +11,13 @@ use hyper_util::rt::TokioIo;
 use ostler_domain::{Era, Heartbeat, Launch, Probe, ports};
 use ostler_mcp::Message;
 use ostler_mcp::version;
-use ostler_os::{Exit, GuardEvent, Limits, SpawnRequest};
 use tokio::net::TcpStream;
 
+use super::driver::environment;
 use crate::connection::Connection;
-use crate::launch::{Launcher, Output};
+use crate::launch::Launcher;
 use crate::log::Log;
-
-/// Bytes of a probing command's error output that are told when it fails.
-const MAX_OUTPUT: usize = 500;
+use crate::program::Program;
 
 /// What a probe needs to know of the instance.
 pub(super) struct Subject {
@@ -95,55 +93,15 @@ async fn http(url: &str) -> Result<(), String> {
     }
 }
 
-/// Behind a guard, like a server: dropped when it is late, it ends with all that it started.
+/// Dropped when it is late, it ends with all that it started.
 async fn exec(words: Vec<String>, subject: &Subject) -> Result<(), String> {
     let [program, args @ ..] = words.as_slice() else {
         return Err("the probe's command is empty".to_owned());
     };
-    let launch = &subject.launch;
-    let mut set = launch.env.clone();
-    set.extend(subject.ports.iter().map(|(name, port)| (ports::port_variable(name), port.to_string())));
-    let request = SpawnRequest {
-        program: program.into(),
-        args: args.iter().map(Into::into).collect(),
-        env: ostler_os::env::clean(&launch.inherit_env, &set, std::env::vars_os()),
-        cwd: launch.cwd.clone(),
-        limits: Limits::default(),
-        mark: crate::random::mark(),
-    };
-    let mut launched =
-        subject.launcher.launch(request).map_err(|error| format!("the probe `{program}`: {error}"))?;
-    // Both are read, or a command that says much would stand still.
-    let (said, _) = tokio::join!(tail(&launched.stderr), tail(&launched.stdout));
-    while let Some(event) = launched.events.recv().await {
-        match event {
-            GuardEvent::LeaderExited(Exit::Code(0)) => return Ok(()),
-            GuardEvent::LeaderExited(exit) => {
-                let exit = crate::instance::driver::convert(exit);
-                return Err(format!("the probe `{program}` {exit}{said}"));
-            }
-            GuardEvent::SpawnFailed(failure) => return Err(failure.message),
-            _ => {}
-        }
-    }
-    Err(format!("the probe `{program}` ended, and its guard with it"))
-}
-
-/// The last of what it writes there, once it has closed that.
-async fn tail(output: &Output) -> String {
-    let (mut kept, mut chunk) = (Vec::new(), [0; 1024]);
-    while output.readable().await.is_ok() {
-        match output.try_read(&mut chunk) {
-            Ok(0) => break,
-            Ok(length) => kept.extend_from_slice(&chunk[..length]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => break,
-        }
-        kept.drain(..kept.len().saturating_sub(MAX_OUTPUT));
-    }
-    let said = String::from_utf8_lossy(&kept);
-    let said = said.trim();
-    if said.is_empty() { String::new() } else { format!(": {said}") }
+    let env = environment(&subject.launch, &subject.ports);
+    let cwd = subject.launch.cwd.clone();
+    let program = Program { program: program.clone(), args: args.to_vec(), env, cwd };
+    program.run(&*subject.launcher).await.map_err(|trouble| format!("the probe {}", trouble.into_text()))
 }
 
 fn beat(heartbeat: &Heartbeat, subject: &Subject, pulse: &mut Pulse) -> Result<(), String> {

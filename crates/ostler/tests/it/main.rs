@@ -1,6 +1,7 @@
 //! The whole daemon, as its users meet it: real processes, real sockets, directories of the test's own.
 
 mod adhoc;
+mod alerts;
 mod bad_input;
 mod cli;
 mod client;
