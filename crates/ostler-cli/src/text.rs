@@ -1,5 +1,10 @@
 //! How figures and foreign text are shown to people.
 
+use std::time::{Duration, UNIX_EPOCH};
+
+/// The end of the year 9999, with which RFC 3339 ends, too.
+const LAST_MOMENT: Duration = Duration::from_millis(253_402_300_799_999);
+
 /// A number of bytes, rounded down: `0B`, `512B`, `3.4M`, `120M`, `1.5G`.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
@@ -54,23 +59,9 @@ pub(crate) fn duration(ms: u64) -> String {
 
 /// A moment as UTC, `2026-07-28T09:30:00.125Z`.
 pub(crate) fn moment(unix_ms: u64) -> String {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let (year, month, day) = civil(days);
-    let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}Z", ms % 1000)
-}
-
-/// Year, month and day of a number of days since 1970-01-01. Counts in years that begin in March, so that a
-/// leap day is the last day of its year, and in eras of 400 years, which all have 146,097 days.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468; // from 0000-03-01 to 1970-01-01
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+    // Farther than a calendar goes is no moment that an event can have.
+    let since_1970 = Duration::from_millis(unix_ms).min(LAST_MOMENT);
+    humantime::format_rfc3339_millis(UNIX_EPOCH + since_1970).to_string()
 }
 
 /// Foreign text, safe for a terminal: control characters (but tab) are shown as escapes, so that a server's
@@ -143,6 +134,7 @@ mod tests {
             (1_785_231_000_125, "2026-07-28T09:30:00.125Z"),
             (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (u64::MAX, "9999-12-31T23:59:59.999Z"),
         ];
         for (ms, shown) in cases {
             assert_eq!(moment(ms), shown);

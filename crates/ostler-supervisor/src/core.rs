@@ -11,6 +11,7 @@ use crate::cleanup::Cleanup;
 use crate::events::Events;
 use crate::launch::Launcher;
 use crate::ledger::Ledger;
+use crate::log_file::LogFiles;
 use crate::lull::Lull;
 use crate::ports::Ports;
 use crate::registry::Registry;
@@ -21,6 +22,7 @@ pub(crate) struct Core {
     pub(crate) config: Arc<Config>,
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) ledger: Ledger,
+    pub(crate) log_files: LogFiles,
     pub(crate) budget: Arc<Budget>,
     pub(crate) events: Arc<Events>,
     pub(crate) alerts: Arc<Alerts>,

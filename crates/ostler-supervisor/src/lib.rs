@@ -32,6 +32,7 @@ pub mod instance;
 pub mod launch;
 pub mod ledger;
 pub mod log;
+pub mod log_file;
 pub mod lull;
 mod order;
 pub mod ports;

@@ -1,11 +1,11 @@
 //! The last lines of an instance's streams, bounded in number and size.
 
-use std::sync::Mutex;
-
-use crate::watch;
+use std::sync::{Arc, Mutex};
 
 use crate::clock::unix_ms;
+use crate::log_file::LogFile;
 use crate::ring::TextRing;
+use crate::watch;
 
 /// Longest line kept, in bytes; the rest of a longer one is cut off.
 pub const MAX_LINE: usize = 8 * 1024;
@@ -83,6 +83,8 @@ impl Rings {
 #[derive(Debug)]
 pub struct Log {
     rings: Mutex<Rings>,
+    /// Where its lines go besides, and under what name.
+    file: Option<(Arc<LogFile>, String)>,
     latest: watch::Sender<u64>,
 }
 
@@ -90,23 +92,36 @@ impl Log {
     /// A log of at most `lines` lines per stream.
     pub fn new(lines: usize) -> Self {
         let rings = std::array::from_fn(|_| TextRing::new(lines, MAX_STREAM_BYTES));
-        Self { rings: Mutex::new(Rings { rings, next: 0, dropped: 0 }), latest: watch::Sender::new(0) }
+        let rings = Mutex::new(Rings { rings, next: 0, dropped: 0 });
+        Self { rings, file: None, latest: watch::Sender::new(0) }
+    }
+
+    /// The same, whose lines go into a file as well, as those of `instance`.
+    pub(crate) fn with_file(self, file: Option<Arc<LogFile>>, instance: String) -> Self {
+        Self { file: file.map(|file| (file, instance)), ..self }
     }
 
     /// Adds a line; the oldest of its stream is dropped and counted when there is no room. What is longer than
     /// [`MAX_LINE`] is cut, and says so.
     pub fn push(&self, stream: Stream, text: &str) {
+        self.file(stream, || std::iter::once(&text.as_bytes()[..text.floor_char_boundary(MAX_LINE)]));
         self.change(|rings| rings.push(stream, unix_ms(), text));
     }
 
     /// Adds the beginning of a line of which `more` bytes were dropped.
     pub(crate) fn push_cut(&self, stream: Stream, head: &str, more: usize) {
-        self.change(|rings| rings.push_short(stream, unix_ms(), &cut(head, more)));
+        let line = cut(head, more);
+        self.file(stream, || std::iter::once(line.as_bytes()));
+        self.change(|rings| rings.push_short(stream, unix_ms(), &line));
     }
 
     /// Adds the lines of a piece of output, which ends with a line end. Of more lines than the ring has room for
     /// only the last are copied; the others count as dropped.
     pub(crate) fn push_lines(&self, stream: Stream, piece: &[u8]) {
+        self.file(stream, || {
+            let lines = piece.strip_suffix(b"\n").unwrap_or(piece).split(|byte| *byte == b'\n');
+            lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+        });
         self.change(|rings| {
             let room = rings.rings[stream as usize].max_texts();
             // The line end that ends the piece is found, too.
@@ -157,6 +172,12 @@ impl Log {
     /// Tells the number of the latest line, now and whenever it changes.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.latest.subscribe()
+    }
+
+    fn file<'a, I: Iterator<Item = &'a [u8]>>(&self, stream: Stream, lines: impl FnOnce() -> I) {
+        if let Some((file, instance)) = &self.file {
+            file.add(instance, stream, unix_ms(), lines());
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Rings)) {

@@ -24,6 +24,7 @@ use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::launch::Launcher;
 use crate::ledger::{Ledger, LedgerError};
+use crate::log_file::LogFiles;
 use crate::order;
 use crate::ports::Ports;
 use crate::registry::{Registry, Table};
@@ -78,7 +79,8 @@ impl Supervisor {
         let (ledger, left) = Ledger::open(state_dir, boot_id)?;
         let events = Arc::new(Events::default());
         reap(&ledger, &events, left).await?;
-        let supervisor = Self::assemble(config, Arc::new(spawner), ledger, events).await?;
+        let log_files = LogFiles::new(Some(state_dir.join("logs")), Arc::clone(&events));
+        let supervisor = Self::assemble(config, Arc::new(spawner), ledger, events, log_files).await?;
         tokio::spawn({
             let lull = Arc::clone(&supervisor.core.lull);
             async move { lull.follow().await }
@@ -95,6 +97,7 @@ impl Supervisor {
         launcher: Arc<dyn Launcher>,
         ledger: Ledger,
         events: Arc<Events>,
+        log_files: LogFiles,
     ) -> Result<Arc<Self>, StartError> {
         let core = Arc::new(Core {
             budget: Budget::new(config.gateway.body_memory),
@@ -102,6 +105,7 @@ impl Supervisor {
             alerts: Alerts::start(&config.alerts, &events, &launcher),
             launcher,
             ledger,
+            log_files,
             events,
             lull: Arc::default(),
             registry: Arc::default(),
@@ -369,7 +373,9 @@ impl Supervisor {
         // Before anything stops: nobody starts again what is needed by what has not stopped yet.
         table.all().iter().for_each(|server| server.refuse());
         let stopping = order::stop_all(table.all(), reason);
-        tokio::time::timeout(self.core.config.limits.shutdown, stopping).await.is_ok()
+        let stopped = tokio::time::timeout(self.core.config.limits.shutdown, stopping).await.is_ok();
+        self.core.log_files.flush().await;
+        stopped
     }
 }
 

@@ -87,18 +87,19 @@ const SHARED: &[Key] = &[
         "1000",
         "Lines kept per output stream of the process.",
     ),
-    not_yet(key(
+    key(
         "log_files",
         Kind::Count { min: 0, max: 1000 },
         "0",
-        "Files its output is kept in besides, the one being written included; `0` keeps none.",
-    )),
-    not_yet(key(
+        "Files its output is kept in besides, the one being written included, in `logs` of the state directory; `0` keeps \
+         none.",
+    ),
+    key(
         "log_file_bytes",
         Kind::Size { min: 4 * KIB, max: 64 * GIB },
         r#""10MiB""#,
         "Size at which the next of these files is begun.",
-    )),
+    ),
     bare("health", Kind::Table(HEALTH), "How a running instance is asked whether it is well."),
     bare("limits", Kind::Table(RESOURCES), "What one instance may use, all its processes together."),
 ];

@@ -142,7 +142,8 @@ impl Driver {
         let (to_self, inbox) = mpsc::channel(QUEUE);
         let snapshot = Snapshot::new();
         let (publish, watch) = watch::channel(Arc::new(snapshot.clone()));
-        let log = Arc::new(Log::new(server.spec.log_lines));
+        let file = core.log_files.of(&server.spec);
+        let log = Arc::new(Log::new(server.spec.log_lines).with_file(file, creation.id.to_string()));
         let handle = Arc::new(InstanceHandle {
             id: creation.id.clone(),
             owner: creation.owner.clone(),

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use ostler_supervisor::events::Events;
 use ostler_supervisor::ledger::Ledger;
+use ostler_supervisor::log_file::LogFiles;
 use ostler_supervisor::{Caller, InstanceHandle, Supervisor, clock, random};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -154,7 +155,9 @@ async fn assemble(world: &World) -> Option<Arc<Supervisor>> {
     tokio::spawn(records::keep(world.clone(), jobs));
     let config = Arc::new(world.plan().config.clone());
     let system = Arc::new(System::new(world.clone()));
-    match Supervisor::assemble(config, system, ledger, Arc::new(Events::default())).await {
+    let events = Arc::new(Events::default());
+    let log_files = LogFiles::new(None, Arc::clone(&events));
+    match Supervisor::assemble(config, system, ledger, events, log_files).await {
         Ok(supervisor) => Some(supervisor),
         Err(error) => {
             world.violate(format!("the supervisor does not start: {error}"));

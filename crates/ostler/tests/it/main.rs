@@ -10,6 +10,7 @@ mod crosstalk;
 mod events;
 mod floors;
 mod health;
+mod log_files;
 mod order;
 mod orphans;
 mod ports;

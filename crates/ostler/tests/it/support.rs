@@ -58,6 +58,11 @@ impl Daemon {
         self.run_dir().join("endpoint.json")
     }
 
+    /// The daemon's state directory.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
@@ -65,9 +70,7 @@ impl Daemon {
     /// The command `ostler`, aimed at this daemon.
     pub(crate) fn ostler(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ostler"));
-        command
-            .env("OSTLER_RUNTIME_DIR", self.run_dir())
-            .env("OSTLER_STATE_DIR", self.dir.path().join("state"));
+        command.env("OSTLER_RUNTIME_DIR", self.run_dir()).env("OSTLER_STATE_DIR", self.state_dir());
         command
     }
 
