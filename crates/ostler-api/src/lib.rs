@@ -19,6 +19,6 @@ pub use events::{EventQuery, EventStream};
 pub use openapi::{openapi, openapi_json};
 pub use paths::{PathError, RuntimeDir, StateDir};
 pub use types::{
-    AlertView, ApiError, CleanupView, DaemonStatus, EndView, EventView, InstanceView, LogLine, NewProcess,
-    ProcessLimits, ProcessView, RestartWhen, ServerView, SessionView,
+    AlertView, ApiError, CleanupView, DaemonStatus, EndView, EventView, GaugeView, InstanceView, LimitView,
+    LogLine, NewProcess, ProcessLimits, ProcessView, RestartWhen, ServerView, SessionView, UsageView,
 };

@@ -45,6 +45,64 @@ pub struct DaemonStatus {
     pub cleanups: Vec<CleanupView>,
     /// How often each limit refused or dropped something since the start.
     pub counters: BTreeMap<String, u64>,
+    /// What all instances use together.
+    pub usage: UsageView,
+    /// How near the daemon's limits are, and the disk to being full.
+    pub gauges: Vec<GaugeView>,
+}
+
+/// What all instances used together when they were last measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct UsageView {
+    /// Milliseconds since then; absent: nothing was measured yet.
+    pub measured_ago_ms: Option<u64>,
+    /// Instances that had processes.
+    pub instances: u32,
+    /// Their processes.
+    pub processes: u32,
+    /// Their threads.
+    pub threads: u32,
+    /// Their memory in bytes; what processes share counts once, as far as that is known.
+    pub memory_bytes: u64,
+    /// Their share of one CPU since the look before, in per cent.
+    pub cpu_percent: f64,
+    /// Memory of the machine in bytes, once looked at.
+    pub machine_bytes: Option<u64>,
+    /// What of it new processes could have, in bytes.
+    pub machine_available_bytes: Option<u64>,
+    /// Share of the last ten seconds in which something on the machine waited for memory, in per cent, where the kernel
+    /// tells it.
+    pub stall_percent: Option<f64>,
+}
+
+/// How near a limit of the daemon is.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct GaugeView {
+    /// The key of the limit; `stall` or `machine` for a machine that is short of memory; `disk` and a folder.
+    pub name: String,
+    /// So much is used.
+    pub used: u64,
+    /// Of so much. Of a disk only its last part counts.
+    pub limit: u64,
+    /// `bytes`, `instances`, `inodes` or `per mille` (of the last ten seconds).
+    pub unit: String,
+    /// `normal`, `warning` or `critical`.
+    pub level: String,
+}
+
+/// One limit of an instance, and what holds it to that.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitView {
+    /// `memory`, `cpu`, `pids`, `open_files` or `nice`.
+    pub resource: String,
+    /// What it may use, in the unit.
+    pub limit: f64,
+    /// What it used when it was last measured, where that is known.
+    pub used: Option<f64>,
+    /// `bytes`, `cores`, `processes and threads`, `files of one process`, or nothing.
+    pub unit: String,
+    /// What holds it to that: `cgroup-v2`, `cgroup-v1`, `rlimit`, `priority`, or `sampled`: the daemon measures.
+    pub rung: String,
 }
 
 /// A tree of processes in the clean-up queue.
@@ -124,8 +182,23 @@ pub struct InstanceView {
     pub restarts: u32,
     /// Resident memory of its tree, in bytes.
     pub rss_bytes: u64,
+    /// The same with what processes share counted once, in bytes, where that was read: now and then, and when it
+    /// decides about something.
+    pub pss_bytes: Option<u64>,
     /// Share of one CPU its tree used since the last look, in per cent.
     pub cpu_percent: f64,
+    /// Processor time that its tree has used, in milliseconds.
+    pub cpu_ms: u64,
+    /// Threads in its tree.
+    pub threads: u32,
+    /// Files that its tree has open, where they could be counted.
+    pub fds: Option<u64>,
+    /// The most that one of its processes has open.
+    pub fds_of_one: Option<u64>,
+    /// Milliseconds since it was measured; absent where it was not yet.
+    pub measured_ago_ms: Option<u64>,
+    /// What it may use.
+    pub limits: Vec<LimitView>,
     /// Milliseconds since its process started; 0 without one.
     pub uptime_ms: u64,
     /// Ports it was given, by name.

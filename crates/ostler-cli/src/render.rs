@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 use ostler_api::types::KIND_PROCESS;
 use ostler_api::{
-    AlertView, CleanupView, DaemonStatus, EndView, EventView, InstanceView, LogLine, ServerView, SessionView,
+    AlertView, CleanupView, DaemonStatus, EndView, EventView, GaugeView, InstanceView, LimitView, LogLine,
+    ServerView, SessionView,
 };
 
 use crate::text::{duration, moment, size, visible};
@@ -128,7 +129,11 @@ pub(crate) fn daemon(status: &DaemonStatus) -> String {
         ("sessions", format!("{} of {}", status.sessions, status.max_sessions)),
         ("memory", format!("{}, {} of it messages", size(status.rss_bytes), size(status.body_bytes))),
         ("killing", status.rung.clone()),
+        ("servers", used(status)),
     ]);
+    for gauge in &status.gauges {
+        let _ = writeln!(text, "{:8}  {}: {}", gauge.level, visible(&gauge.name), self::gauge(gauge));
+    }
     if status.alerts > 0 {
         let _ = writeln!(text, "alerts    {}: see `ostler alerts`", status.alerts);
     }
@@ -167,6 +172,50 @@ pub(crate) fn alerts(rows: &[AlertView]) -> String {
         ]
     };
     table(&["SEVERITY", "KIND", "SUBJECT", "AGE", "COUNT", "MESSAGE"], &[3, 4], rows.iter().map(row))
+}
+
+/// What all instances use.
+fn used(status: &DaemonStatus) -> String {
+    let usage = &status.usage;
+    let mut text = format!(
+        "{} with {} processes: {}, {:.1}% cpu",
+        usage.instances,
+        usage.processes,
+        size(usage.memory_bytes),
+        usage.cpu_percent
+    );
+    if let (Some(all), Some(free)) = (usage.machine_bytes, usage.machine_available_bytes) {
+        let _ = write!(text, "; {} of the machine's {} are free", size(free), size(all));
+    }
+    text
+}
+
+/// How near a limit is.
+fn gauge(gauge: &GaugeView) -> String {
+    match gauge.unit.as_str() {
+        "bytes" if gauge.name.starts_with("disk ") => {
+            format!("{} of its last {} taken", size(gauge.used), size(gauge.limit))
+        }
+        "bytes" => format!("{} of {}", size(gauge.used), size(gauge.limit)),
+        "per mille" => format!("{} % of the last 10 s", gauge.used / 10),
+        unit => format!("{} of {} {}", gauge.used, gauge.limit, visible(unit)),
+    }
+}
+
+/// What it may use, what it does, and what holds it to that.
+fn limit(limit: &LimitView) -> String {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of bytes")]
+    let amount = |value: f64| match limit.unit.as_str() {
+        "bytes" => size(value as u64),
+        "cores" => format!("{value:.2}"),
+        _ => format!("{value:.0}"),
+    };
+    let used = limit.used.map_or_else(String::new, |used| format!("{} of ", amount(used)));
+    let unit = match limit.unit.as_str() {
+        "" | "bytes" => String::new(),
+        unit => format!(" {unit}"),
+    };
+    format!("{used}{}{unit} ({})", amount(limit.limit), limit.rung)
 }
 
 /// `ostler status SERVER`.
@@ -235,11 +284,16 @@ pub(crate) fn instance(i: &InstanceView) -> String {
         ("sessions", i.sessions.to_string()),
         ("calls", i.calls.to_string()),
         ("restarts", i.restarts.to_string()),
-        ("memory", size(i.rss_bytes)),
-        ("cpu", format!("{:.1}%", i.cpu_percent)),
+        ("memory", memory(i)),
+        ("cpu", format!("{:.1}%, {} in all", i.cpu_percent, duration(i.cpu_ms))),
+        ("threads", i.threads.to_string()),
+        ("files", files(i)),
         ("uptime", duration(i.uptime_ms)),
         ("ports", ports(i)),
     ];
+    let limits: Vec<(String, String)> =
+        i.limits.iter().map(|one| (format!("limit {}", one.resource), limit(one))).collect();
+    pairs.extend(limits.iter().map(|(name, value)| (name.as_str(), value.clone())));
     if let Some(reason) = &i.reason {
         pairs.insert(3, ("reason", reason.clone()));
     }
@@ -247,6 +301,23 @@ pub(crate) fn instance(i: &InstanceView) -> String {
         pairs.push(("last end", ended(end)));
     }
     sheet(&pairs)
+}
+
+/// Resident memory, and the same with what is shared counted once, where that is known.
+fn memory(i: &InstanceView) -> String {
+    match i.pss_bytes {
+        Some(pss) => format!("{}; {} with what is shared counted once", size(i.rss_bytes), size(pss)),
+        None => size(i.rss_bytes),
+    }
+}
+
+/// Open files.
+fn files(i: &InstanceView) -> String {
+    match (i.fds, i.fds_of_one) {
+        (Some(all), Some(one)) if i.processes > 1 => format!("{all} open, {one} of them in one process"),
+        (Some(all), _) => format!("{all} open"),
+        _ => NONE.to_owned(),
+    }
 }
 
 /// One line of `ostler logs`; with the instance where lines of several are mixed.
@@ -272,6 +343,7 @@ pub(crate) fn event(event: &EventView) -> String {
 pub(crate) mod samples {
     use std::collections::BTreeMap;
 
+    use ostler_api::UsageView;
     use ostler_api::types::KIND_SERVER;
 
     use super::*;
@@ -294,12 +366,35 @@ pub(crate) mod samples {
             calls: 1,
             restarts: 2,
             rss_bytes: 125_829_120,
+            pss_bytes: Some(98_566_144),
             cpu_percent: 1.25,
+            cpu_ms: 184_000,
+            threads: 23,
+            fds: Some(61),
+            fds_of_one: Some(40),
+            measured_ago_ms: Some(120),
+            limits: limits(),
             uptime_ms: 7_500_000,
             ports: BTreeMap::new(),
             next_try_ms: None,
             ended: None,
         }
+    }
+
+    fn limits() -> Vec<LimitView> {
+        let view = |resource: &str, limit: f64, used: Option<f64>, unit: &str, rung: &str| LimitView {
+            resource: resource.to_owned(),
+            limit,
+            used,
+            unit: unit.to_owned(),
+            rung: rung.to_owned(),
+        };
+        vec![
+            view("memory", 524_288_000.0, Some(98_566_144.0), "bytes", "cgroup-v1"),
+            view("cpu", 0.5, Some(0.0125), "cores", "sampled"),
+            view("pids", 64.0, Some(23.0), "processes and threads", "cgroup-v1"),
+            view("nice", 5.0, None, "", "priority"),
+        ]
     }
 
     /// A process started by hand that has done its work.
@@ -323,7 +418,14 @@ pub(crate) mod samples {
             sessions: 0,
             calls: 0,
             rss_bytes: 0,
+            pss_bytes: None,
             cpu_percent: 0.0,
+            cpu_ms: 0,
+            threads: 0,
+            fds: None,
+            fds_of_one: None,
+            measured_ago_ms: None,
+            limits: limits().into_iter().map(|limit| LimitView { used: None, ..limit }).collect(),
             uptime_ms: 0,
             ..instance(id, state)
         }
@@ -395,7 +497,29 @@ pub(crate) mod samples {
                 age_ms: 65_000,
             }],
             counters: BTreeMap::from([("sessions".to_owned(), 3), ("bodies".to_owned(), 0)]),
+            usage: UsageView {
+                measured_ago_ms: Some(12),
+                instances: 4,
+                processes: 9,
+                threads: 87,
+                memory_bytes: 3_435_973_836,
+                cpu_percent: 12.5,
+                machine_bytes: Some(25_275_293_696),
+                machine_available_bytes: Some(20_401_094_656),
+                stall_percent: Some(0.4),
+            },
+            gauges: vec![
+                gauge("limits.memory", 3_435_973_836, 4_294_967_296, "bytes", "warning"),
+                gauge("limits.processes", 4, 15, "instances", "normal"),
+                gauge("stall", 4, 1000, "per mille", "normal"),
+                gauge("disk /var/lib/x", 0, 2_147_483_648, "bytes", "normal"),
+            ],
         }
+    }
+
+    fn gauge(name: &str, used: u64, limit: u64, unit: &str, level: &str) -> GaugeView {
+        let (name, unit, level) = (name.to_owned(), unit.to_owned(), level.to_owned());
+        GaugeView { name, used, limit, unit, level }
     }
 
     pub(crate) fn alerts() -> Vec<AlertView> {
@@ -485,7 +609,7 @@ mod tests {
 
     #[test]
     fn status_of_an_instance() {
-        insta::assert_snapshot!(instance(&samples::rows()[1]));
+        insta::assert_snapshot!([0, 1].map(|row| instance(&samples::rows()[row])).join("----\n"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::alert::{Notify, Stage};
 use crate::ids::Generation;
 use crate::instance::{Cause, Exit, StopStep};
+use crate::pressure::Level;
 use crate::text::human;
 
 /// How much a happening matters to somebody who did not ask.
@@ -162,6 +163,18 @@ pub enum Happening {
         /// Which limit and what came of it, with the figures.
         what: String,
     },
+    /// A limit of the daemon, the machine's memory or a disk came nearer to its end, or less near.
+    Pressure {
+        /// How near it is now.
+        level: Level,
+        /// Of what, with the figures.
+        what: String,
+    },
+    /// Something is done to an instance to make room for others.
+    Relief {
+        /// What, to which, and what for.
+        what: String,
+    },
     /// A stranger listens on a port that an instance was given.
     PortStolen {
         /// Which port, and who.
@@ -236,6 +249,8 @@ impl Happening {
             Self::Refused { .. } => "refused",
             Self::Dropped { .. } => "dropped",
             Self::LimitHit { .. } => "limit-hit",
+            Self::Pressure { .. } => "pressure",
+            Self::Relief { .. } => "relief",
             Self::PortStolen { .. } => "port-stolen",
             Self::CallRefused { .. } => "call-refused",
             Self::ReverseRequestRefused { .. } => "reverse-request-refused",
@@ -255,9 +270,11 @@ impl Happening {
     /// How much it matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::GaveUp { .. } | Self::Failed { .. } | Self::Stuck { .. } | Self::Unhealthy { .. } => {
-                Severity::Error
-            }
+            Self::GaveUp { .. }
+            | Self::Failed { .. }
+            | Self::Stuck { .. }
+            | Self::Unhealthy { .. }
+            | Self::Pressure { level: Level::Critical, .. } => Severity::Error,
             Self::Exited { exit } if !exit.is_clean() => Severity::Warning,
             Self::StopStep { step: StopStep::Kill, kills, .. } if *kills > 1 => Severity::Error,
             Self::StopStep { step: StopStep::Kill, .. }
@@ -267,6 +284,8 @@ impl Happening {
             | Self::Refused { .. }
             | Self::Dropped { .. }
             | Self::LimitHit { .. }
+            | Self::Pressure { level: Level::Warning, .. }
+            | Self::Relief { .. }
             | Self::PortStolen { .. }
             | Self::CallRefused { .. }
             | Self::ReverseRequestRefused { .. }
@@ -282,6 +301,7 @@ impl Happening {
             | Self::StopStep { .. }
             | Self::Stopped { .. }
             | Self::Recovered { .. }
+            | Self::Pressure { level: Level::Normal, .. }
             | Self::SessionStarted { .. }
             | Self::SessionEnded { .. }
             | Self::Learnt { .. } => Severity::Info,
@@ -329,6 +349,8 @@ impl fmt::Display for Happening {
             Self::Refused { what, why } => write!(f, "{what} refused: {why}"),
             Self::Dropped { what, count } => write!(f, "dropped {count}: {what}"),
             Self::LimitHit { what } => write!(f, "at its limit: {what}"),
+            Self::Pressure { level, what } => write!(f, "{}: {what}", level.as_str()),
+            Self::Relief { what } => write!(f, "to make room: {what}"),
             Self::PortStolen { what } => write!(f, "{what}; it gets another"),
             Self::CallRefused { reason } => write!(f, "call refused: {reason}"),
             Self::ReverseRequestRefused { method, reason } => {

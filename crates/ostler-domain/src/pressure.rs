@@ -14,11 +14,14 @@
 //! | `gauge.rs` | levels, with hysteresis |
 //! | `admit.rs` | whether one more may be started, and the words of a refusal |
 //! | `relieve.rs` | what makes room |
+//! | `own.rs` | one instance against its own limits, where nothing but measuring holds it to them |
 
 mod admit;
 mod gauge;
+mod own;
 mod relieve;
 
 pub use admit::{Load, Refusal, Used, admit};
 pub use gauge::{Gauge, HYSTERESIS, Level, Thresholds};
+pub use own::{CPU_SAMPLES, Over, OwnLimits, OwnSample, OwnUse, Verdict};
 pub use relieve::{Action, Candidate, Measure, Need, Occupation, Relief, relieve};

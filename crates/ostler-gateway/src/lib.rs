@@ -37,8 +37,6 @@ pub struct Gateway {
     pub shutdown: Arc<Notify>,
     /// When the daemon started.
     pub started: std::time::Instant,
-    /// The measurements of the last look at the process trees.
-    pub(crate) usage: api::usage::Usage,
 }
 
 impl Gateway {
@@ -50,7 +48,6 @@ impl Gateway {
             base,
             shutdown: Arc::new(Notify::new()),
             started: std::time::Instant::now(),
-            usage: api::usage::Usage::default(),
         })
     }
 }

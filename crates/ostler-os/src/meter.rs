@@ -126,7 +126,7 @@ impl Meter {
         usage.guard_rss_bytes = guard.rss_pages * self.page_bytes;
         usage.pids = self.below.iter().map(|process| process.pid).collect();
         self.processor(guard, used + guard.reaped_ticks, now, &mut usage);
-        self.details(detail, &mut usage);
+        self.detail(detail, &mut usage);
         usage
     }
 
@@ -143,7 +143,9 @@ impl Meter {
         }
     }
 
-    fn details(&mut self, detail: Detail, usage: &mut TreeUsage) {
+    /// Reads more of a tree that the last sample measured: for what is only worth its cost where the sample says so.
+    /// Blocks, as [`Self::sample`].
+    pub fn detail(&mut self, detail: Detail, usage: &mut TreeUsage) {
         if detail.fds {
             let counts = usage.pids.iter().take(MAX_READ).filter_map(|&pid| open_files(pid));
             let (sum, most) = counts.fold((0, 0), |(sum, most), count| (sum + count, most.max(count)));
@@ -151,11 +153,11 @@ impl Meter {
         }
         if detail.pss {
             let mut sum = 0;
-            for process in self.below.iter().take(MAX_READ) {
-                if let Some((rss, pss)) = rollup(process.pid, &mut self.text) {
+            for &pid in usage.pids.iter().take(MAX_READ) {
+                if let Some((rss, pss)) = rollup(pid, &mut self.text) {
                     sum += pss;
-                    usage.rss_bytes =
-                        (usage.rss_bytes + rss).saturating_sub(process.rss_pages * self.page_bytes);
+                    let rough = self.scan.get(pid).map_or(0, |process| process.rss_pages * self.page_bytes);
+                    usage.rss_bytes = (usage.rss_bytes + rss).saturating_sub(rough);
                 }
             }
             usage.pss_bytes = Some(sum);

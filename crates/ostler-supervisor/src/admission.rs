@@ -1,7 +1,9 @@
 //! Admission: whether one more instance may be started. Whoever is let in holds a place until nothing of it runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ostler_domain::pressure::{self, Level, Load, Need, Used};
 
 /// What of the daemon's limits counts instances.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,13 +27,38 @@ pub enum Counted<'a> {
     AdHoc,
 }
 
+/// What one instance of a type takes, in bytes of memory, as far as some were measured.
+pub type Sizes = BTreeMap<Box<str>, u64>;
+
+/// How much memory there is for more instances, as it was last measured.
+#[derive(Clone, PartialEq, Debug)]
+pub struct MemoryLoad {
+    /// What all processes use, of `limits.memory`.
+    pub used: Used,
+    /// How near that is to its limit, or the machine to being out of memory.
+    pub level: Level,
+    /// Why it is critical, where that is the machine's doing.
+    pub shortage: Option<String>,
+    /// What others of a type take, and one more is expected to.
+    pub sizes: Sizes,
+}
+
+impl Default for MemoryLoad {
+    /// Nothing was measured, so nothing is in the way.
+    fn default() -> Self {
+        let used = Used { used: 0, limit: u64::MAX };
+        Self { used, level: Level::Normal, shortage: None, sizes: Sizes::new() }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     servers: usize,
     by_type: HashMap<Box<str>, usize>,
     adhoc: usize,
-    /// Why nothing may be started at all, while that is so.
-    closed: Option<String>,
+    memory: MemoryLoad,
+    /// Bytes that those let in since the last measurement are expected to take.
+    expected: u64,
 }
 
 /// See the module's documentation.
@@ -48,6 +75,8 @@ pub struct Refusal {
     pub limit: &'static str,
     /// The figures, and what to do.
     pub why: String,
+    /// What would make room, where stopping what nobody uses could.
+    pub need: Option<Need>,
 }
 
 /// A place, given back when dropped.
@@ -105,9 +134,11 @@ impl Admission {
         self.lock().servers
     }
 
-    /// Lets nothing in, for this reason, until called with `None`.
-    pub fn close(&self, reason: Option<String>) {
-        self.lock().closed = reason;
+    /// Notes what was measured: from now on it counts, and nothing is expected on top of it any more.
+    pub fn set_memory(&self, memory: MemoryLoad) {
+        let mut counts = self.lock();
+        counts.memory = memory;
+        counts.expected = 0;
     }
 
     /// Takes a place.
@@ -117,27 +148,28 @@ impl Admission {
     pub fn admit(self: &Arc<Self>, counted: Counted<'_>) -> Result<Place, Refusal> {
         let bounds = self.bounds();
         let mut counts = self.lock();
-        if let Some(reason) = &counts.closed {
-            return Err(Refusal { limit: "limits.memory", why: reason.clone() });
+        if matches!(counted, Counted::AdHoc) && counts.adhoc >= bounds.adhoc {
+            let why = format!(
+                "{} processes started by hand exist already (limits.adhoc); `ostler stop` one",
+                bounds.adhoc
+            );
+            return Err(Refusal { limit: "limits.adhoc", why, need: None });
         }
+        let load = counts.load(&counted, &bounds);
+        pressure::admit(&load).map_err(|refusal| counts.refusal(&refusal))?;
+        counts.expected = counts.expected.saturating_add(load.expected);
         let of = match counted {
-            Counted::AdHoc if counts.adhoc >= bounds.adhoc => {
-                let why = format!(
-                    "{} processes started by hand exist already (limits.adhoc); `ostler stop` one",
-                    bounds.adhoc
-                );
-                return Err(Refusal { limit: "limits.adhoc", why });
-            }
             Counted::AdHoc => {
                 counts.adhoc += 1;
                 Kind::AdHoc
             }
             Counted::Session => {
-                counts.take(&bounds)?;
+                counts.servers += 1;
                 Kind::Session
             }
             Counted::Server(name) => {
-                counts.take_type(name, &bounds)?;
+                counts.servers += 1;
+                *counts.by_type.entry(name.into()).or_default() += 1;
                 Kind::Server(name.into())
             }
         };
@@ -151,24 +183,47 @@ impl Admission {
 }
 
 impl Counts {
-    fn take(&mut self, bounds: &Bounds) -> Result<(), Refusal> {
-        if self.servers >= bounds.processes {
-            let why = format!("{} instances exist already (limits.processes)", bounds.processes);
-            return Err(Refusal { limit: "limits.processes", why });
+    /// What one more of this kind would come on top of. What does not count for it is far from its limit.
+    fn load(&self, counted: &Counted<'_>, bounds: &Bounds) -> Load {
+        let free = Used { used: 0, limit: u64::MAX };
+        let used = |used: usize, limit: usize| Used { used: used as u64, limit: limit as u64 };
+        let type_name = match counted {
+            Counted::Server(name) => *name,
+            Counted::Session | Counted::AdHoc => "",
+        };
+        let of_type = self.by_type.get(type_name).copied().unwrap_or(0);
+        let counted_by_type = matches!(counted, Counted::Server(_));
+        let memory =
+            Used { used: self.memory.used.used.saturating_add(self.expected), limit: self.memory.used.limit };
+        Load {
+            processes: match counted {
+                Counted::AdHoc => free,
+                Counted::Server(_) | Counted::Session => used(self.servers, bounds.processes),
+            },
+            of_type: if counted_by_type { used(of_type, bounds.per_type) } else { free },
+            type_name: type_name.to_owned(),
+            memory,
+            memory_level: self.memory.level,
+            expected: self.memory.sizes.get(type_name).copied().unwrap_or(0),
         }
-        self.servers += 1;
-        Ok(())
     }
 
-    fn take_type(&mut self, name: &str, bounds: &Bounds) -> Result<(), Refusal> {
-        let of_type = self.by_type.get(name).copied().unwrap_or(0);
-        if of_type >= bounds.per_type {
-            let why = format!("{of_type} instances of type `{name}` exist already (limits.per_type)");
-            return Err(Refusal { limit: "limits.per_type", why });
-        }
-        self.take(bounds)?;
-        *self.by_type.entry(name.into()).or_default() += 1;
-        Ok(())
+    fn refusal(&self, refusal: &pressure::Refusal) -> Refusal {
+        let need = match refusal {
+            pressure::Refusal::Processes(_) => Some(Need::Slots { count: 1, type_name: None }),
+            pressure::Refusal::OfType { type_name, .. } => {
+                Some(Need::Slots { count: 1, type_name: Some(type_name.clone()) })
+            }
+            // The monitor makes room for memory without being asked.
+            pressure::Refusal::Memory { .. } => None,
+        };
+        let why = match (refusal, &self.memory.shortage) {
+            (pressure::Refusal::Memory { .. }, Some(shortage)) => {
+                format!("{shortage}: end a session, stop a server or another program of this machine")
+            }
+            _ => refusal.to_string(),
+        };
+        Refusal { limit: refusal.limit(), why, need }
     }
 }
 
@@ -199,13 +254,48 @@ mod tests {
         let _again = admission.admit(Counted::Server("a")).expect("free again");
     }
 
+    fn load(used: u64, level: Level) -> MemoryLoad {
+        let sizes = Sizes::from([("a".into(), 30)]);
+        MemoryLoad { used: Used { used, limit: 100 }, level, shortage: None, sizes }
+    }
+
     #[test]
-    fn while_it_is_closed_nobody_gets_in() {
+    fn memory_that_is_short_refuses_everything_and_says_why() {
         let admission = admission();
-        admission.close(Some("memory is short".to_owned()));
-        let refusal = admission.admit(Counted::Server("a")).expect_err("closed");
-        assert_eq!(refusal.why, "memory is short");
-        admission.close(None);
-        assert!(admission.admit(Counted::Server("a")).is_ok());
+        admission.set_memory(load(95, Level::Critical));
+        for counted in [Counted::Server("a"), Counted::Session, Counted::AdHoc] {
+            let refusal = admission.admit(counted).expect_err("short");
+            assert_eq!(refusal.limit, "limits.memory");
+            assert!(refusal.why.contains("use 95 B of 100 B"), "{}", refusal.why);
+        }
+        let shortage = Some("the machine is short of it".to_owned());
+        admission.set_memory(MemoryLoad { shortage, ..load(1, Level::Critical) });
+        let refusal = admission.admit(Counted::AdHoc).expect_err("short");
+        assert!(refusal.why.starts_with("the machine is short of it: "), "{}", refusal.why);
+        admission.set_memory(load(1, Level::Warning));
+        assert!(admission.admit(Counted::AdHoc).is_ok());
+    }
+
+    #[test]
+    fn those_let_in_since_the_last_measurement_are_expected_to_be_as_large_as_others() {
+        let admission = admission();
+        admission.set_memory(load(45, Level::Normal));
+        let _one = admission.admit(Counted::Server("a")).expect("75 of 100 then");
+        assert_eq!(limit(admission.admit(Counted::Server("a"))), "limits.memory");
+        let _other = admission.admit(Counted::Server("b")).expect("nothing is known of this type");
+        admission.set_memory(load(50, Level::Normal));
+        let _two = admission.admit(Counted::Server("a")).expect("the first was smaller than expected");
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_make_room() {
+        let admission = admission();
+        let _places = [Counted::Server("a"), Counted::Server("a"), Counted::Session]
+            .map(|counted| admission.admit(counted).expect("free"));
+        let need = |counted| admission.admit(counted).expect_err("full").need;
+        assert_eq!(need(Counted::Session), Some(Need::Slots { count: 1, type_name: None }));
+        admission.set_bounds(Bounds { processes: 9, ..admission.bounds() });
+        let of_type = Some(Need::Slots { count: 1, type_name: Some("a".to_owned()) });
+        assert_eq!(need(Counted::Server("a")), of_type);
     }
 }

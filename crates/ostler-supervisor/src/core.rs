@@ -13,6 +13,7 @@ use crate::launch::Launcher;
 use crate::ledger::Ledger;
 use crate::log_file::LogFiles;
 use crate::lull::Lull;
+use crate::monitor::Monitor;
 use crate::ports::Ports;
 use crate::registry::Registry;
 
@@ -31,4 +32,5 @@ pub(crate) struct Core {
     pub(crate) admission: Arc<Admission>,
     pub(crate) cleanup: Arc<Cleanup>,
     pub(crate) ports: Arc<Ports>,
+    pub(crate) monitor: Arc<Monitor>,
 }

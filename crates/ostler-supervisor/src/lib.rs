@@ -9,6 +9,7 @@
 //! | capture | stream of a process | its output | [`log`] |
 //! | report forwarders | process | guard reports, connection news | the driver |
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
+//! | [`monitor`] | daemon | a timer, who looks | readings, refusals, wishes to drivers |
 //! | idle sessions | daemon | [`session`] | ended sessions |
 //! | lull | daemon | freed sessions and instances | memory for the system ([`lull`]) |
 //! | alerts | daemon | what somebody noticed ([`alerts`]) | events, and one queue for each sink |
@@ -34,6 +35,7 @@ pub mod ledger;
 pub mod log;
 pub mod log_file;
 pub mod lull;
+pub mod monitor;
 mod order;
 pub mod ports;
 mod program;
@@ -51,7 +53,8 @@ mod web;
 pub use adhoc::{AdHocSpec, SpawnRefused};
 pub use budget::Budget;
 pub use connection::Connection;
-pub use instance::{Ended, InstanceHandle, Lease, Owner, Snapshot, Unavailable};
+pub use instance::{Ended, GuardedTree, InstanceHandle, Lease, Owner, Snapshot, Unavailable};
+pub use monitor::{Monitor, Overview, Reading};
 pub use registry::{Registry, Table};
 pub use server::Server;
 pub use session::{Session, Sessions};

@@ -415,6 +415,10 @@ impl Server {
         };
         let place = core.admission.admit(counted).map_err(|refusal| {
             core.events.count(refusal.limit);
+            // For those who come back: what starts by itself does not.
+            if let Some(need) = refusal.need.filter(|_| wanted.on_demand) {
+                core.monitor.make_room(need);
+            }
             Unavailable::Limit(refusal.why)
         })?;
         Ok(self.create_in(core, instances, wanted, place))

@@ -1,6 +1,6 @@
 //! The supervisor: all servers, all sessions, start-up and shutdown.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::launch::Launcher;
 use crate::ledger::{Ledger, LedgerError};
 use crate::log_file::LogFiles;
+use crate::monitor::machine::Machine;
+use crate::monitor::{self, Monitor, Watcher};
 use crate::order;
 use crate::ports::Ports;
 use crate::registry::{Registry, Table};
@@ -85,10 +87,18 @@ impl Supervisor {
             let lull = Arc::clone(&supervisor.core.lull);
             async move { lull.follow().await }
         });
+        supervisor.monitor_by(Arc::new(monitor::machine::System::default()), vec![state_dir.to_owned()]);
         Ok(supervisor)
     }
 
-    /// The same on whatever starts processes and keeps the ledger. Nothing is reaped, and memory is not given back.
+    /// Measures by `machine` from now on, and watches the space where these folders are.
+    pub fn monitor_by(&self, machine: Arc<dyn Machine>, folders: Vec<PathBuf>) {
+        let (core, sessions) = (Arc::clone(&self.core), Arc::clone(&self.sessions));
+        tokio::spawn(Watcher::new(core, sessions, machine, folders).run());
+    }
+
+    /// The same on whatever starts processes and keeps the ledger. Nothing is reaped, nothing is measured, and memory is
+    /// not given back.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -112,6 +122,7 @@ impl Supervisor {
             admission: Admission::new(bounds(&config)),
             cleanup: Cleanup::new(config.limits.cleanups),
             ports: Ports::new(&config),
+            monitor: Arc::default(),
         });
         let mut servers = Vec::with_capacity(config.servers.len());
         for spec in &config.servers {
@@ -197,6 +208,11 @@ impl Supervisor {
     /// The trees that are being cleaned up.
     pub fn cleanups(&self) -> Vec<cleanup::Job> {
         self.core.cleanup.jobs()
+    }
+
+    /// What everything uses.
+    pub fn monitor(&self) -> &Arc<Monitor> {
+        &self.core.monitor
     }
 
     /// Instances that exist now.

@@ -112,26 +112,26 @@ pub(crate) const LIMITS: Groups = &[&[
         "3",
         "Instances of one `type` at once; one that a session has for itself is not counted here.",
     ),
-    not_yet(key(
+    key(
         "memory",
         Kind::Size { min: MIB, max: 1 << 50 },
         r#""4GiB""#,
         "Memory of all servers' processes together.",
-    )),
+    ),
     key("adhoc", Kind::Count { min: 0, max: 65_536 }, "100", "Processes of `ostler spawn` at once."),
-    not_yet(key("warning", Kind::Fraction, "0.75", "The part of a limit from which a warning is raised.")),
-    not_yet(key(
+    key("warning", Kind::Fraction, "0.75", "The part of a limit from which a warning is raised."),
+    key(
         "critical",
         Kind::Fraction,
         "0.9",
         "The part of a limit from which room is made: new processes are refused, then spare and idle ones stopped.",
-    )),
-    not_yet(key(
+    ),
+    key(
         "emergency",
         Kind::Bool,
         "false",
         "Whether an instance with running calls may be stopped when nothing else makes room.",
-    )),
+    ),
     key("startup", DURATION, r#""60s""#, "Longest for all that starts with the daemon to be ready."),
     key(
         "shutdown",
@@ -166,7 +166,7 @@ pub(crate) const PORTS: Groups = &[&[
 ]];
 
 pub(crate) const METRICS: Groups =
-    &[&[not_yet(key("interval", DURATION, r#""5s""#, "Pause between two measurements of all processes."))]];
+    &[&[key("interval", DURATION, r#""5s""#, "Pause between two measurements of all processes.")]];
 
 pub(crate) const ALERTS: Groups = &[&[
     bare(

@@ -265,12 +265,12 @@ const RESOURCES: Groups = &[&[
         Kind::Size { min: MIB, max: 1 << 50 },
         "Memory it may not exceed. Absent: only `limits.memory` of the daemon bounds it.",
     ),
-    not_yet(key(
+    key(
         "memory_warning",
         Kind::Size { min: MIB, max: 1 << 50 },
         r#""500MiB""#,
         "Memory from which a warning is raised; less than `memory`. Where only `memory` is given: three quarters of that.",
-    )),
+    ),
     bare(
         "cpu",
         Kind::Number { min: 0.01, max: 4096.0 },

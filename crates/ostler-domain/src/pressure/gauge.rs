@@ -67,6 +67,11 @@ impl Gauge {
         self.level
     }
 
+    /// From which share which level begins.
+    pub fn thresholds(&self) -> Thresholds {
+        self.thresholds
+    }
+
     /// Uses other thresholds from the next measurement on.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;

@@ -1,11 +1,12 @@
 //! Pressure: levels, refusals, and what makes room.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ostler_domain::InstanceId;
 use ostler_domain::pressure::{
-    Action, Candidate, Gauge, HYSTERESIS, Level, Load, Need, Occupation, Refusal, Thresholds, Used, admit,
-    relieve,
+    Action, Candidate, Gauge, HYSTERESIS, Level, Load, Need, Occupation, Over, OwnLimits, OwnSample, OwnUse,
+    Refusal, Thresholds, Used, Verdict, admit, relieve,
 };
 use ostler_domain::text::human_bytes;
 use proptest::prelude::*;
@@ -267,4 +268,55 @@ proptest! {
             prop_assert!(level == plain(share) || before >= level, "it rose too early");
         }
     }
+}
+
+/// Limits that only measuring holds: 100 MiB warned of at 80, nine processes, half a core.
+const OWN: OwnLimits =
+    OwnLimits { memory_warning: 80 * MIB, memory: Some(100 * MIB), pids: Some(9), cpu: Some(0.5) };
+
+/// A measurement after so many seconds: memory in MiB, processes, processor time in milliseconds.
+fn own_sample(seconds: u64, memory: u64, pids: u32, cpu_ms: u64) -> OwnSample {
+    OwnSample { at: at(seconds), memory: memory * MIB, pids, cpu_ms }
+}
+
+#[test]
+fn high_memory_is_said_when_it_begins_and_when_it_is_well_over() {
+    let mut own = OwnUse::default();
+    let mut said = |seconds, memory| own.measure(&OWN, &own_sample(seconds, memory, 1, 0));
+    assert_eq!(said(0, 79), []);
+    let [Verdict::High(Some(reason))] = &said(5, 80)[..] else { panic!("it begins") };
+    assert_eq!(reason, "it uses 80 MiB of memory (limits.memory_warning: 80 MiB)");
+    assert_eq!(said(10, 90), [], "known");
+    assert_eq!(said(15, 77), [], "not yet 5 % below");
+    assert_eq!(said(20, 75), [Verdict::High(None)]);
+}
+
+#[test]
+fn memory_and_processes_over_a_limit_that_nothing_holds_are_acted_on_at_once() {
+    let over = |sample| OwnUse::default().measure(&OWN, &sample).pop();
+    assert_eq!(over(own_sample(0, 1, 9, 0)), None, "at the limit is not over it");
+    let Some(Verdict::Over(pids)) = over(own_sample(0, 1, 10, 0)) else { panic!("over it") };
+    assert!(pids.to_string().starts_with("over its limit of processes and threads: 10 of 9; "), "{pids}");
+    let Some(Verdict::Over(memory)) = over(own_sample(0, 101, 10, 0)) else { panic!("over it") };
+    assert!(memory.to_string().starts_with("over its memory limit: 101 MiB of 100 MiB; "), "{memory}");
+    assert!(pids.is_urgent() && memory.is_urgent());
+    let held = OwnLimits { memory: None, pids: None, cpu: None, ..OWN };
+    let verdicts = OwnUse::default().measure(&held, &own_sample(0, 101, 10, 0));
+    assert!(matches!(verdicts[..], [Verdict::High(Some(_))]), "the kernel holds it: {verdicts:?}");
+}
+
+#[test]
+fn a_cpu_hog_is_acted_on_when_it_goes_on_and_a_burst_is_not() {
+    let mut own = OwnUse::default();
+    let mut said = |seconds, cpu_ms| own.measure(&OWN, &own_sample(seconds, 1, 1, cpu_ms));
+    assert_eq!(said(0, 60_000), [], "nothing to compare with");
+    // A whole core for ten seconds, a pause, and then again.
+    assert_eq!((said(5, 65_000), said(10, 70_000), said(15, 72_500)), (vec![], vec![], vec![]));
+    assert_eq!((said(20, 77_500), said(25, 82_500)), (vec![], vec![]));
+    let [Verdict::Over(over)] = said(30, 87_500)[..] else { panic!("three in a row") };
+    assert_eq!(over, Over::Cpu { used: 1.0, limit: 0.5, over: Duration::from_secs(15) });
+    assert!(over.to_string().starts_with("over its cpu limit: 1.00 of 0.5 cores for 15 s; "), "{over}");
+    assert!(!over.is_urgent());
+    assert_eq!(said(35, 92_500), [], "said once; it begins anew");
+    assert_eq!(said(35, 99_000), [], "no time has passed");
 }

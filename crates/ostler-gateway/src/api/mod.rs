@@ -6,7 +6,7 @@
 mod events;
 mod logs;
 mod processes;
-pub mod usage;
+mod usage;
 mod views;
 
 use std::sync::Arc;
@@ -139,6 +139,8 @@ async fn not_found(uri: http::Uri) -> Failure {
 
 async fn status(State(gateway): App) -> Json<DaemonStatus> {
     let supervisor = &gateway.supervisor;
+    supervisor.monitor().measured().await;
+    let overview = supervisor.monitor().overview();
     Json(DaemonStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -154,6 +156,8 @@ async fn status(State(gateway): App) -> Json<DaemonStatus> {
         cleanups: supervisor.cleanups().into_iter().map(views::cleanup).collect(),
         body_bytes: supervisor.budget().used() as u64,
         counters: supervisor.events().counters(),
+        usage: usage::all(&overview),
+        gauges: overview.gauges.iter().map(usage::gauge).collect(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The daemon's own types as the API shows them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ostler_api::types::{KIND_PROCESS, KIND_SERVER};
@@ -10,12 +10,13 @@ use ostler_api::{
 };
 use ostler_domain::alert::Alert;
 use ostler_domain::{Exit, RestartPolicy, Scope};
-use ostler_os::meter::TreeUsage;
+use ostler_os::Rungs;
 use ostler_supervisor::cleanup::{Job, Progress};
 use ostler_supervisor::clock::{now, now_ms};
 use ostler_supervisor::events::Entry;
-use ostler_supervisor::{Ended, InstanceHandle, Server, Session, log};
+use ostler_supervisor::{Ended, InstanceHandle, Reading, Server, Session, log};
 
+use super::usage;
 use crate::Gateway;
 
 fn millis(duration: std::time::Duration) -> u64 {
@@ -35,9 +36,13 @@ fn end(ended: Ended) -> EndView {
     EndView { code, signal, text: ended.exit.to_string(), ago_ms: now_ms().saturating_sub(ended.at_ms) }
 }
 
-/// One instance; `usage` is what its tree uses.
-fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: &TreeUsage) -> InstanceView {
+/// One instance, with what its processes used when they were last measured.
+fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, rungs: &Rungs) -> InstanceView {
     let snapshot = handle.snapshot();
+    let is_of_these =
+        |reading: &Arc<Reading>| snapshot.tree.is_some() && reading.generation == snapshot.generation;
+    let measured = handle.reading().filter(is_of_these);
+    let reading = measured.as_deref().cloned().unwrap_or_default();
     let sessions =
         gateway.supervisor.sessions().all().iter().filter(|session| session.instance.id == handle.id).count();
     InstanceView {
@@ -51,15 +56,22 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, usage: 
         owner: handle.owner.to_string(),
         era: handle.era().map(|era| era.as_str().to_owned()),
         pid: snapshot.pid,
-        processes: usage.processes,
+        processes: reading.processes,
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
         calls: snapshot
             .connection
             .as_ref()
             .map_or(0, |connection| u32::try_from(connection.open_calls()).unwrap_or(u32::MAX)),
         restarts: snapshot.restarts,
-        rss_bytes: usage.rss_bytes,
-        cpu_percent: usage.cpu_percent,
+        rss_bytes: reading.rss_bytes,
+        pss_bytes: reading.pss.is_some().then(|| reading.memory_bytes()),
+        cpu_percent: reading.cpu_percent,
+        cpu_ms: reading.cpu_ms,
+        threads: reading.threads,
+        fds: reading.fds.map(|fds| fds.all),
+        fds_of_one: reading.fds.map(|fds| fds.of_one),
+        measured_ago_ms: measured.as_ref().map(|reading| now_ms().saturating_sub(reading.at_ms)),
+        limits: usage::limits(&server.spec.limits, measured.as_deref(), rungs),
         uptime_ms: snapshot.started_ms.map_or(0, |started| now_ms().saturating_sub(started)),
         ports: BTreeMap::clone(&snapshot.ports),
         next_try_ms: snapshot.next_try().map(millis),
@@ -90,7 +102,14 @@ fn no_instance(server: &Server) -> InstanceView {
         calls: 0,
         restarts: 0,
         rss_bytes: 0,
+        pss_bytes: None,
         cpu_percent: 0.0,
+        cpu_ms: 0,
+        threads: 0,
+        fds: None,
+        fds_of_one: None,
+        measured_ago_ms: None,
+        limits: Vec::new(),
         uptime_ms: 0,
         ports: BTreeMap::new(),
         next_try_ms: None,
@@ -100,22 +119,12 @@ fn no_instance(server: &Server) -> InstanceView {
 
 /// The instances of these servers, measured together.
 async fn measured(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<(Arc<Server>, Vec<InstanceView>)> {
-    let handles: Vec<_> = servers.iter().map(|server| (Arc::clone(server), server.instances())).collect();
-    let guards =
-        handles.iter().flat_map(|(_, handles)| handles).filter_map(|h| h.snapshot().guard_pid).collect();
-    let usage: HashMap<i32, TreeUsage> = gateway.usage.measure(guards).await;
-    let nothing = TreeUsage::default();
-    let view = |server: &Server, handle: &InstanceHandle| {
-        let used = handle.snapshot().guard_pid.and_then(|guard| usage.get(&guard)).unwrap_or(&nothing);
-        instance(gateway, server, handle, used)
+    gateway.supervisor.monitor().measured().await;
+    let rungs = ostler_os::limits::rungs();
+    let views = |server: &Server| -> Vec<InstanceView> {
+        server.instances().iter().map(|handle| instance(gateway, server, handle, &rungs)).collect()
     };
-    handles
-        .into_iter()
-        .map(|(server, handles)| {
-            let views = handles.iter().map(|handle| view(&server, handle)).collect();
-            (server, views)
-        })
-        .collect()
+    servers.iter().map(|server| (Arc::clone(server), views(server))).collect()
 }
 
 /// The rows of `ostler ps`.

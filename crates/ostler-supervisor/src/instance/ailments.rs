@@ -11,6 +11,8 @@ pub(super) enum Ailment {
     Closed,
     /// Probes of its health failed.
     Health,
+    /// It uses much memory.
+    Memory,
 }
 
 impl Ailment {

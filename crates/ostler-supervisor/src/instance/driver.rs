@@ -26,7 +26,7 @@ use super::ailments::{Ailment, Ailments};
 use super::handshake::{self, Failed, Need, Opened};
 use super::health::{Verdict, Watch};
 use super::probe::Subject;
-use super::{Ended, Holds, InstanceHandle, Owner, Snapshot};
+use super::{Ended, GuardedTree, Holds, InstanceHandle, Owner, Snapshot};
 use crate::admission::Place;
 use crate::capture::capture;
 use crate::cleanup::Slot;
@@ -35,6 +35,7 @@ use crate::connection::{Connection, News, Parts};
 use crate::core::Core;
 use crate::launch::{Control, Launched};
 use crate::log::{Log, Stream};
+use crate::monitor::Found;
 use crate::ports::{Given, Holder};
 use crate::server::Server;
 
@@ -69,6 +70,10 @@ pub(crate) enum Inbox {
     Probed(ProbeId, Result<(), String>),
     /// The tree of this generation may be killed now.
     MayKill(Generation, Slot),
+    /// The monitor found something about the process of this generation.
+    Measured(Generation, Found),
+    /// Room is needed, for this reason: stop for good, unless it is in use.
+    GiveRoom(String),
     /// The server closed its input or output a while ago; it had time to end by itself.
     StillThere(Generation),
 }
@@ -152,6 +157,7 @@ impl Driver {
             inbox: to_self.clone(),
             snapshot: watch,
             last_used_ms: clock::now_ms().into(),
+            reading: arc_swap::ArcSwapOption::empty(),
             holds: Holds::default(),
         });
         let started = to_self.try_send(Inbox::Wish(Event::Start));
@@ -250,6 +256,14 @@ impl Driver {
         }
     }
 
+    fn give_room(&mut self, reason: String) {
+        let free = |handle: Arc<InstanceHandle>| handle.holds.retire_if_free();
+        if !self.removing && !self.in_use() && self.handle.upgrade().is_none_or(free) {
+            self.record(Happening::Relief { what: reason.clone() });
+            self.remove(reason);
+        }
+    }
+
     fn remove(&mut self, reason: String) {
         self.removing = true;
         if let Some(handle) = self.handle.upgrade() {
@@ -292,6 +306,8 @@ impl Driver {
             Inbox::News(generation, News::InputClosed) => self.closed(generation, "input"),
             Inbox::Probed(probe, result) => self.health(HealthEvent::Answered { probe, result }),
             Inbox::MayKill(generation, slot) => self.kill(generation, slot),
+            Inbox::Measured(generation, found) => self.measured(generation, found),
+            Inbox::GiveRoom(reason) => self.give_room(reason),
             Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {
                     running.control.kill();
@@ -470,7 +486,9 @@ impl Driver {
         if kill {
             guarded.control.kill();
         }
+        let tree = TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start };
         self.snapshot.guard_pid = Some(guarded.guard_pid);
+        self.snapshot.tree = Some(GuardedTree { root: tree, mark: guarded.mark });
         self.running = Some(Running {
             generation,
             mark: guarded.mark,
@@ -478,7 +496,7 @@ impl Driver {
             connection,
             spawn_failure: None,
             leader_exited: false,
-            tree: TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start },
+            tree,
             slot: None,
             stuck: Vec::new(),
         });
@@ -595,6 +613,7 @@ impl Driver {
         }
         self.snapshot.pid = None;
         self.snapshot.guard_pid = None;
+        self.snapshot.tree = None;
         self.snapshot.started_ms = None;
         self.give_ports_back(generation);
         self.ailments.forget_process();
@@ -724,6 +743,30 @@ impl Driver {
                     let generation = self.machine.generation();
                     self.decide(Event::Unhealthy { generation, reason });
                 }
+            }
+        }
+    }
+
+    /// What the monitor found about its processes.
+    fn measured(&mut self, generation: Generation, found: Found) {
+        if self
+            .running
+            .as_ref()
+            .is_none_or(|running| running.generation != generation || running.leader_exited)
+        {
+            return;
+        }
+        match found {
+            Found::High(reason) => self.ail(Ailment::Memory, reason),
+            Found::Hit(what) => self.record(Happening::LimitHit { what }),
+            Found::Over { what, at_once: true } => {
+                // As the kernel would: what grows does not wait for calls to end.
+                self.record(Happening::LimitHit { what: format!("{what}, so it is killed") });
+                self.with_running(generation, |_, running| running.control.kill());
+            }
+            Found::Over { what, at_once: false } => {
+                self.record(Happening::LimitHit { what: what.clone() });
+                self.decide(Event::Unhealthy { generation, reason: what });
             }
         }
     }

@@ -17,14 +17,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::watch;
+use arc_swap::ArcSwapOption;
 use ostler_domain::instance::{Event, Exit, State};
 use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::version::InitializeResult;
+use ostler_os::Mark;
+use ostler_os::meter::TreeRoot;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::{now, now_ms};
 use crate::connection::Connection;
 use crate::log::Log;
+use crate::monitor::Reading;
 use crate::ports::Given;
 use driver::Inbox;
 pub(crate) use lease::Holds;
@@ -62,6 +66,15 @@ pub struct Ended {
     pub at_ms: u64,
 }
 
+/// The process tree of an instance, as the kernel knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuardedTree {
+    /// Its guard.
+    pub root: TreeRoot,
+    /// Its mark.
+    pub mark: Mark,
+}
+
 /// What an instance is like now.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -73,6 +86,8 @@ pub struct Snapshot {
     pub pid: Option<u32>,
     /// Its guard, while it runs.
     pub guard_pid: Option<i32>,
+    /// Its processes, while there are any.
+    pub tree: Option<GuardedTree>,
     /// When the process started, in milliseconds of [`now_ms`].
     pub started_ms: Option<u64>,
     /// The connection, while calls are served.
@@ -100,6 +115,7 @@ impl Snapshot {
             generation: Generation::default(),
             pid: None,
             guard_pid: None,
+            tree: None,
             started_ms: None,
             connection: None,
             era: None,
@@ -199,6 +215,8 @@ pub struct InstanceHandle {
     inbox: mpsc::Sender<Inbox>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     last_used_ms: AtomicU64,
+    /// What it used when it was last measured.
+    reading: ArcSwapOption<Reading>,
     /// Sessions that use it, and callers that wait for it to become ready.
     holds: Holds,
 }
@@ -226,6 +244,15 @@ impl InstanceHandle {
 
     pub(crate) fn last_used_ms(&self) -> u64 {
         self.last_used_ms.load(Ordering::Relaxed)
+    }
+
+    /// What it used when it was last measured. It may be of an earlier process: see [`Reading::generation`].
+    pub fn reading(&self) -> Option<Arc<Reading>> {
+        self.reading.load_full()
+    }
+
+    pub(crate) fn set_reading(&self, reading: Reading) {
+        self.reading.store(Some(Arc::new(reading)));
     }
 
     /// Whether a session uses it, or somebody waits for it to become ready.
@@ -367,6 +394,7 @@ mod tests {
             inbox,
             snapshot,
             last_used_ms: AtomicU64::new(0),
+            reading: ArcSwapOption::empty(),
             holds: Holds::default(),
         }
     }

@@ -1,0 +1,335 @@
+//! The monitor: measures what runs, says so, and acts when it is too much.
+//!
+//! One task. Every `metrics.interval`, and when somebody looks, it makes one pass:
+//!
+//! ```text
+//!   instances ─▶ Ask ─▶ Machine (one pass over /proc, on a thread that may block) ─▶ Look
+//!                         ┌──────────────┬───────────────────┬────────────────────────┤
+//!                         ▼              ▼                   ▼                        ▼
+//!                  Reading of each   own limits         gauges of the daemon     Overview
+//!                  (InstanceHandle)  (trees.rs)         (pressure.rs)            (Monitor)
+//!                                    │ to its driver     │ Admission: refuse
+//!                                    ▼                   ▼ drivers: make room (relief.rs)
+//!                                    warned, ended, named
+//! ```
+//!
+//! A pass for somebody who looks only measures; what is decided follows the regular ones, which have the interval
+//! between them. While nothing runs there is only the timer, and now and then a look at the disk.
+
+pub mod machine;
+mod pressure;
+mod relief;
+mod trees;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use ostler_domain::Generation;
+use ostler_domain::pressure::{Level, Need};
+use ostler_os::pressure::{Memory, MemoryStall};
+use ostler_os::{Readings, Rungs};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::clock::now_ms;
+use crate::core::Core;
+use crate::session::Sessions;
+use crate::watch;
+use machine::{Ask, Machine};
+use pressure::Pressure;
+pub(crate) use trees::Found;
+use trees::Trees;
+
+/// In one of so many regular passes the PSS of all trees that have run is read: a minute at the default interval.
+const THOROUGH_EVERY: u64 = 12;
+
+/// In one of so many regular passes the disk is looked at, also while nothing runs.
+const SPACE_EVERY: u64 = 12;
+
+/// How long somebody who looks waits for a pass. After that, what is known is shown.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What one instance used when it was last measured.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Reading {
+    /// Which of its processes that was.
+    pub generation: Generation,
+    /// When, in milliseconds of [`now_ms`].
+    pub at_ms: u64,
+    /// Processes of its tree, the guard not counted.
+    pub processes: u32,
+    /// Their threads.
+    pub threads: u32,
+    /// Share of one processor since the last pass, in per cent.
+    pub cpu_percent: f64,
+    /// Processor time since its tree was started, in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory in bytes; what processes share counts for each.
+    pub rss_bytes: u64,
+    /// The same with what is shared counted once, in bytes, where it was read; and the resident memory, and the
+    /// processor time in milliseconds, at that time.
+    pub pss: Option<Pss>,
+    /// Open files, where they could be counted, and the most that one process has.
+    pub fds: Option<Fds>,
+    /// Resident memory of its guard, in bytes.
+    pub guard_rss_bytes: u64,
+    /// What the kernel counted, where it holds the tree to a limit.
+    pub kernel: Readings,
+}
+
+/// Proportional memory, as it was read at one time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pss {
+    /// Bytes.
+    pub bytes: u64,
+    /// Resident memory in bytes then.
+    pub of_rss: u64,
+    /// Processor time in milliseconds by then.
+    pub at_cpu_ms: u64,
+}
+
+/// Open files, as they were counted at one time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fds {
+    /// Of all its processes.
+    pub all: u64,
+    /// Of the process that has most: the limit is for each.
+    pub of_one: u64,
+    /// Processor time in milliseconds by then.
+    pub at_cpu_ms: u64,
+}
+
+impl Reading {
+    /// Memory in bytes as limits take it: what is shared counts once, as far as that is known.
+    pub fn memory_bytes(&self) -> u64 {
+        match self.pss {
+            // What it has grown or shrunk by since then counts in full.
+            Some(pss) if self.rss_bytes >= pss.of_rss => pss.bytes + (self.rss_bytes - pss.of_rss),
+            Some(pss) => pss.bytes.saturating_sub(pss.of_rss - self.rss_bytes),
+            None => self.rss_bytes,
+        }
+    }
+}
+
+/// How near one limit of the whole daemon is, or a disk to being full.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Measured {
+    /// The key of the limit, `machine` for the memory of the machine, `stall` for waiting for it, or `disk PATH`.
+    pub name: String,
+    /// So much of it.
+    pub used: u64,
+    /// Of so much.
+    pub limit: u64,
+    /// Of what: `bytes`, `instances` or `per mille`.
+    pub unit: &'static str,
+    /// How near that is.
+    pub level: Level,
+}
+
+/// What all instances used together, and how near the limits are.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Overview {
+    /// When, in milliseconds of [`now_ms`]; 0: not yet.
+    pub at_ms: u64,
+    /// Trees that were measured.
+    pub trees: u32,
+    /// Their processes, guards not counted.
+    pub processes: u32,
+    /// Their threads.
+    pub threads: u32,
+    /// Their memory in bytes, as limits take it.
+    pub memory_bytes: u64,
+    /// Their share of one processor since the last pass, in per cent.
+    pub cpu_percent: f64,
+    /// Each limit that is watched.
+    pub gauges: Vec<Measured>,
+    /// The memory of the machine, once looked at.
+    pub machine: Option<Memory>,
+    /// Stalls for memory, where the kernel tells them.
+    pub stall: Option<MemoryStall>,
+}
+
+/// What the monitor shares with the rest of the daemon.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    overview: ArcSwap<Overview>,
+    wanted: Notify,
+    begun: AtomicU64,
+    done: watch::Sender<u64>,
+    /// Somebody was refused a place.
+    shortage: Mutex<Option<Need>>,
+}
+
+impl Monitor {
+    /// What the last pass saw of everything.
+    pub fn overview(&self) -> Arc<Overview> {
+        self.overview.load_full()
+    }
+
+    /// Resolves when everything was measured after this was called, or after two seconds.
+    pub async fn measured(&self) {
+        let mut done = self.done.subscribe();
+        let wanted = self.begun.load(Ordering::Acquire) + 1;
+        self.wanted.notify_one();
+        let _ = timeout(PATIENCE, done.wait_for(|done| *done >= wanted)).await;
+    }
+
+    /// Somebody was refused for this; what nobody uses is stopped, so that the next try may succeed.
+    pub(crate) fn make_room(&self, need: Need) {
+        *self.shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some(need);
+        self.wanted.notify_one();
+    }
+
+    fn take_shortage(&self) -> Option<Need> {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The task.
+pub(crate) struct Watcher {
+    core: Arc<Core>,
+    sessions: Arc<Sessions>,
+    machine: Arc<dyn Machine>,
+    /// Asked for when the first tree runs: by then it is settled which they are.
+    rungs: OnceLock<Rungs>,
+    trees: Trees,
+    pressure: Pressure,
+    /// Regular passes so far.
+    passes: u64,
+}
+
+impl Watcher {
+    /// Measures by `machine`; watches the space where these folders are.
+    pub(crate) fn new(
+        core: Arc<Core>,
+        sessions: Arc<Sessions>,
+        machine: Arc<dyn Machine>,
+        folders: Vec<std::path::PathBuf>,
+    ) -> Self {
+        let pressure = Pressure::new(&core.config.limits, folders);
+        Self { core, sessions, machine, rungs: OnceLock::new(), trees: Trees::default(), pressure, passes: 0 }
+    }
+
+    /// Passes without end.
+    pub(crate) async fn run(mut self) {
+        let interval = self.core.config.metrics.interval;
+        let mut due = Instant::now() + interval;
+        loop {
+            let core = Arc::clone(&self.core);
+            let regular = crate::select::select! {
+                () = sleep_until(due) => true,
+                () = core.monitor.wanted.notified() => false,
+            };
+            if let Some(need) = core.monitor.take_shortage() {
+                relief::slots(&core, &need).await;
+            }
+            self.pass(regular).await;
+            if regular {
+                due = Instant::now() + interval;
+            }
+        }
+    }
+
+    async fn pass(&mut self, regular: bool) {
+        let begun = self.core.monitor.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let subjects = trees::subjects(&self.core);
+        let spaces = regular && self.passes.is_multiple_of(SPACE_EVERY);
+        if !subjects.is_empty() || spaces || self.pressure.is_pressed() {
+            let ask = self.ask(&subjects, regular, spaces);
+            match self.machine.look(ask).await {
+                Ok(look) => {
+                    let total = self.trees.publish(&subjects, &look);
+                    if regular {
+                        if !subjects.is_empty() {
+                            let rungs = self.rungs.get_or_init(|| self.machine.rungs());
+                            self.trees.judge(&self.core, &subjects, rungs).await;
+                        }
+                        self.trees.forget_others(&subjects);
+                        let waiting = self.trees.on_their_way_out(&subjects);
+                        self.pressure.judge(&self.core, &self.sessions, &total, &look, waiting).await;
+                    }
+                    self.show(&total, &look);
+                }
+                Err(error) => tracing::warn!(%error, "process trees cannot be measured"),
+            }
+        } else {
+            let (nothing, look) = (trees::Total::default(), machine::Look::default());
+            if regular {
+                self.trees.forget_others(&[]);
+                self.pressure.judge(&self.core, &self.sessions, &nothing, &look, 0).await;
+            }
+            self.show(&nothing, &look);
+        }
+        self.passes += u64::from(regular);
+        self.core.monitor.done.send_replace(begun);
+    }
+
+    fn ask(&self, subjects: &[trees::Subject], regular: bool, spaces: bool) -> Ask {
+        let trees = if subjects.is_empty() {
+            Vec::new()
+        } else {
+            self.trees.ask(subjects, self.rungs.get_or_init(|| self.machine.rungs()))
+        };
+        let thorough = regular && self.passes.is_multiple_of(THOROUGH_EVERY);
+        Ask {
+            trees,
+            pss_from: self.pressure.memory_warning_bytes(),
+            thorough,
+            memory: !subjects.is_empty() || self.pressure.is_pressed(),
+            folders: if spaces { self.pressure.folders() } else { Vec::new() },
+        }
+    }
+
+    fn show(&self, total: &trees::Total, look: &machine::Look) {
+        let before = self.core.monitor.overview();
+        self.core.monitor.overview.store(Arc::new(Overview {
+            at_ms: now_ms(),
+            trees: total.trees,
+            processes: total.processes,
+            threads: total.threads,
+            memory_bytes: total.memory_bytes,
+            cpu_percent: total.cpu_percent,
+            gauges: self.pressure.show(&self.core, total),
+            machine: look.memory.or(before.machine),
+            stall: look.stall.or(before.stall),
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shared_counts_once_as_far_as_that_is_known() {
+        let pss = Pss { bytes: 60, of_rss: 100, at_cpu_ms: 0 };
+        let reading = |rss_bytes, pss| Reading { rss_bytes, pss, ..Reading::default() }.memory_bytes();
+        assert_eq!(reading(100, None), 100);
+        assert_eq!(reading(100, Some(pss)), 60);
+        assert_eq!(reading(130, Some(pss)), 90, "what it grew by is its own");
+        assert_eq!(reading(70, Some(pss)), 30);
+        assert_eq!(reading(10, Some(pss)), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_looks_waits_for_a_pass_that_began_afterwards_and_not_for_ever() {
+        let monitor = Arc::new(Monitor::default());
+        let begun = Instant::now();
+        monitor.measured().await;
+        assert_eq!(begun.elapsed(), PATIENCE, "nobody measures");
+        // One pass is under way.
+        assert_eq!(monitor.begun.fetch_add(1, Ordering::AcqRel), 0);
+        let waits = tokio::spawn({
+            let monitor = Arc::clone(&monitor);
+            async move { monitor.measured().await }
+        });
+        tokio::task::yield_now().await;
+        monitor.done.send_replace(1);
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished(), "that one may have been past what is asked for");
+        monitor.done.send_replace(2);
+        waits.await.expect("it ends");
+    }
+}
