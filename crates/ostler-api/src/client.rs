@@ -17,8 +17,8 @@ use crate::error::ClientError;
 use crate::events::{EventQuery, EventStream};
 use crate::routes::{self, Route};
 use crate::types::{
-    AlertView, ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
-    SessionView,
+    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView,
+    ServerView, SessionView,
 };
 
 /// Longest wait for the socket to take a connection.
@@ -187,6 +187,16 @@ impl Client {
         decode(&self.fetch(&route, &[id], "", self.action_limit).await?)
     }
 
+    /// The instance to whose tree this process belongs, if it belongs to one.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn instance_of(&self, pid: u32) -> Result<Option<InstanceView>, ClientError> {
+        let found: Vec<InstanceView> = self.look_up(&routes::INSTANCES, &[], &format!("pid={pid}")).await?;
+        Ok(found.into_iter().next())
+    }
+
     /// Log lines of all instances of a server.
     ///
     /// # Errors
@@ -298,6 +308,15 @@ impl Client {
         let ask = Ask { route: &routes::EVENTS_LIST, values: &[], query: &query, accept: ACCEPT_EVENTS };
         let (response, connection) = within(ask.route, LOOKUP_LIMIT, self.send(ask, Bytes::new())).await?;
         Ok(EventStream::new(response.into_body(), connection))
+    }
+
+    /// Compares the registry with the kernel.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn audit(&self) -> Result<AuditView, ClientError> {
+        self.look_up(&routes::AUDIT, &[], "").await
     }
 
     /// The alerts that are active now, the worst first.

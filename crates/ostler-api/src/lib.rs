@@ -19,6 +19,7 @@ pub use events::{EventQuery, EventStream};
 pub use openapi::{openapi, openapi_json};
 pub use paths::{PathError, RuntimeDir, StateDir};
 pub use types::{
-    AlertView, ApiError, CleanupView, DaemonStatus, EndView, EventView, GaugeView, InstanceView, LimitView,
-    LogLine, NewProcess, ProcessLimits, ProcessView, RestartWhen, ServerView, SessionView, UsageView,
+    AlertView, ApiError, AuditView, CleanupView, DaemonStatus, EndView, EventView, FindingView, GaugeView,
+    InstanceView, LimitView, LogLine, NewProcess, ProcessLimits, ProcessView, RestartWhen, ServerView,
+    SessionView, UsageView,
 };

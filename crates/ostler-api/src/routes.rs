@@ -6,8 +6,8 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::types::{
-    AlertView, ApiError, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView, ServerView,
-    SessionView,
+    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView,
+    ServerView, SessionView,
 };
 
 /// Where a parameter stands.
@@ -116,6 +116,7 @@ const SERVER_T: TypeRef = TypeRef::of::<ServerView>("ServerView");
 const INSTANCE_T: TypeRef = TypeRef::of::<InstanceView>("InstanceView");
 const SESSION_T: TypeRef = TypeRef::of::<SessionView>("SessionView");
 const ALERT_T: TypeRef = TypeRef::of::<AlertView>("AlertView");
+const AUDIT_T: TypeRef = TypeRef::of::<AuditView>("AuditView");
 const EVENT_T: TypeRef = TypeRef::of::<EventView>("EventView");
 const NEW_PROCESS_T: TypeRef = TypeRef::of::<NewProcess>("NewProcess");
 const PROCESS_T: TypeRef = TypeRef::of::<ProcessView>("ProcessView");
@@ -129,6 +130,8 @@ const NAME: Param = param("name", Place::Path, ParamKind::Text, "The server's na
 const PROCESS_NAME: Param = param("name", Place::Path, ParamKind::Text, "The process's name.");
 const INSTANCE_ID: Param = param("id", Place::Path, ParamKind::Text, "The instance, `<server>.<number>`.");
 const SESSION_ID: Param = param("id", Place::Path, ParamKind::Text, "The session's short handle.");
+const PID: Param =
+    param("pid", Place::Query, ParamKind::Count, "Only the instance to whose tree this process belongs.");
 const LINES: Param =
     param("n", Place::Query, ParamKind::Count, "Send at most this many of the newest kept lines.");
 const FOLLOW: Param =
@@ -240,7 +243,7 @@ pub const INSTANCES: Route = route(
     "/api/v1/instances",
     "listInstances",
     "All instances, and one row for each server without one.",
-    &[],
+    &[PID],
     Answer::List(INSTANCE_T),
 );
 /// One instance.
@@ -372,6 +375,15 @@ pub const EVENTS_LIST: Route = route(
     &[SINCE, EVENTS, EVENT_KIND, EVENT_SUBJECT, EVENT_SEVERITY, LAST_EVENT_ID],
     Answer::Feed(EVENT_T),
 );
+/// Compare the registry with the kernel.
+pub const AUDIT: Route = route(
+    Method::POST,
+    "/api/v1/audit",
+    "audit",
+    "Compare what the daemon believes to run with what the kernel says, and repair what does not agree.",
+    &[],
+    Answer::One(AUDIT_T),
+);
 /// What needs a person.
 pub const ALERTS: Route = route(
     Method::GET,
@@ -424,6 +436,7 @@ pub const ALL: &[Route] = &[
     PROCESS_LOGS,
     PROCESS_REMOVE,
     EVENTS_LIST,
+    AUDIT,
     ALERTS,
     SHUTDOWN,
     OPENAPI,

@@ -362,6 +362,28 @@ pub struct EventView {
     pub message: String,
 }
 
+/// How what Ostler believes to run compares with what the kernel says.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AuditView {
+    /// Instances with a process.
+    pub instances: u64,
+    /// Ports that are held.
+    pub ports: u64,
+    /// What did not agree. There should never be anything; it is repaired.
+    pub findings: Vec<FindingView>,
+}
+
+/// Something that was not as it should be, and is repaired.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FindingView {
+    /// `dead-entry`, `unknown-child` or `leaked-port`.
+    pub kind: String,
+    /// What it was about: an instance or `daemon`.
+    pub subject: String,
+    /// What was found and done, for people.
+    pub message: String,
+}
+
 /// Something that needs a person, and is not over.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AlertView {

@@ -64,6 +64,9 @@ pub struct UpArgs {
 /// Arguments of `ostler doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
+    /// End what a daemon that was killed together with its guards has left
+    #[arg(long)]
+    pub reap: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -150,7 +153,7 @@ pub enum ClientCommand {
 /// Arguments of `ostler status`.
 #[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
-    /// Server name or instance id
+    /// Server name, instance id, or the pid of any process of one
     pub id: Option<String>,
     /// Print the API's JSON object
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! What a person means by an ID: a server or one of its instances.
+//! What a person means by an ID: a server, one of its instances, or a process of one.
 
 use ostler_api::{Client, ServerView};
 
@@ -14,9 +14,16 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Asks the daemon what `id` names. A server's name wins over an instance's id, should both exist.
+    /// Asks the daemon what `id` names: a server, an instance, or the instance of this process. The first of these
+    /// wins, should several exist.
     pub(crate) async fn find(client: &Client, id: &str) -> Result<Self, Failure> {
-        Self::among(&client.servers().await?, id)
+        let found = Self::among(&client.servers().await?, id);
+        if let (Err(_), Ok(pid)) = (&found, id.parse())
+            && let Some(instance) = client.instance_of(pid).await?
+        {
+            return Ok(Self::Instance(instance.id));
+        }
+        found
     }
 
     fn among(servers: &[ServerView], id: &str) -> Result<Self, Failure> {

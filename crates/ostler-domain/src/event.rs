@@ -221,6 +221,11 @@ pub enum Happening {
         /// What.
         what: String,
     },
+    /// The registry and the kernel did not agree, which is a fault of Ostler's; it was repaired.
+    Inconsistent {
+        /// What was found, and what was done.
+        what: String,
+    },
     /// An alert was told.
     Alert(Box<Notify>),
 }
@@ -259,6 +264,7 @@ impl Happening {
             Self::OrphanReaped { .. } => "orphan-reaped",
             Self::StdoutRubbish { .. } => "stdout-rubbish",
             Self::Learnt { .. } => "learnt",
+            Self::Inconsistent { .. } => "inconsistent",
             Self::Alert(told) => match told.stage {
                 Stage::Raised => "alert-raised",
                 Stage::Repeated => "alert-repeated",
@@ -290,6 +296,7 @@ impl Happening {
             | Self::CallRefused { .. }
             | Self::ReverseRequestRefused { .. }
             | Self::OrphanReaped { .. }
+            | Self::Inconsistent { .. }
             | Self::StdoutRubbish { .. } => Severity::Warning,
             Self::Starting { .. }
             | Self::Started { .. }
@@ -367,6 +374,7 @@ impl fmt::Display for Happening {
                  standard error only), first: {sample}"
             ),
             Self::Learnt { what } => write!(f, "learnt: {what}"),
+            Self::Inconsistent { what } => write!(f, "the registry was wrong: {what}"),
             Self::Alert(told) => write!(f, "{told}"),
         }
     }

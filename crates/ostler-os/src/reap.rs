@@ -96,8 +96,9 @@ pub fn find_marked(marks: &[Mark]) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Ends all processes that carry this mark: after a sweep there are none, unless orphans went elsewhere.
-pub(crate) fn kill_marked(mark: Mark) {
+/// Ends all processes that carry this mark: after a sweep there are none, unless orphans went elsewhere. Blocks for
+/// as long as that takes, [`MAX_ROUNDS`] at most.
+pub fn kill_marked(mark: Mark) {
     let mut wanted = Wanted::default();
     wanted.add(mark);
     let mut report = ReapReport::default();

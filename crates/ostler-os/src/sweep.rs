@@ -92,6 +92,11 @@ pub(crate) fn sweep(stuck: &mut dyn FnMut(Vec<i32>)) {
     }
 }
 
+/// Ends every child that a dead guard left, with all that it started. Blocks until none is left.
+pub fn end_orphans() {
+    sweep(&mut |pids| tracing::warn!(?pids, "orphans of a dead guard survive SIGKILL so far"));
+}
+
 /// Reaps, stops and kills once; gives the orphans (children only) that are left, and pidfds of some of them.
 fn round(killer: &mut Killer) -> (Vec<i32>, Vec<OwnedFd>) {
     // Held for the whole round, so that a guard that starts or ends now is not mistaken for an orphan.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 
 use bytes::BytesMut;
+use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardControl, GuardEvent, Guarded, Mark, SpawnError, SpawnRequest, Spawner};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -18,6 +19,27 @@ pub trait Launcher: fmt::Debug + Send + Sync {
     /// # Errors
     /// When no guard could be started. That the server itself cannot be started is an event.
     fn launch(&self, request: SpawnRequest) -> Result<Launched, SpawnError>;
+
+    /// What the kernel says of these trees, and of children that belong to none. Blocks.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    fn look(&self, trees: &[TreeRoot]) -> io::Result<KernelView>;
+
+    /// Ends the children that belong to no tree, with all that they started. Blocks until none is left.
+    fn end_strays(&self);
+
+    /// Ends every process that carries this mark. Blocks until none is left.
+    fn end_marked(&self, mark: Mark);
+}
+
+/// What the kernel says.
+#[derive(Clone, Debug, Default)]
+pub struct KernelView {
+    /// Of each tree in turn, whether its guard lives.
+    pub living: Vec<bool>,
+    /// Pids of children of this process that belong to no tree.
+    pub strays: Vec<u32>,
 }
 
 /// Orders to one tree. Dropping it ends the tree. No method waits.
@@ -52,6 +74,24 @@ pub struct Launched {
 impl Launcher for Spawner {
     fn launch(&self, request: SpawnRequest) -> Result<Launched, SpawnError> {
         self.spawn(request).map(Launched::from)
+    }
+
+    fn look(&self, trees: &[TreeRoot]) -> io::Result<KernelView> {
+        let lives = |tree: &TreeRoot| {
+            let guard = ostler_os::tree::read(tree.guard_pid)?;
+            Ok(guard.is_some_and(|guard| guard.start_time == tree.guard_start && !guard.is_zombie()))
+        };
+        let living = trees.iter().map(lives).collect::<io::Result<_>>()?;
+        let strays = ostler_os::sweep::orphans()?.into_iter().map(i32::unsigned_abs).collect();
+        Ok(KernelView { living, strays })
+    }
+
+    fn end_strays(&self) {
+        ostler_os::sweep::end_orphans();
+    }
+
+    fn end_marked(&self, mark: Mark) {
+        ostler_os::reap::kill_marked(mark);
     }
 }
 

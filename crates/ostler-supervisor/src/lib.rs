@@ -14,6 +14,7 @@
 //! | lull | daemon | freed sessions and instances | memory for the system ([`lull`]) |
 //! | alerts | daemon | what somebody noticed ([`alerts`]) | events, and one queue for each sink |
 //! | alert sink | webhook, command | tellings | requests, programs run |
+//! | audit | daemon | the registry and the kernel ([`audit`]) | repairs, events |
 //! | store thread | daemon | jobs ([`ledger`]) | SQLite |
 //!
 //! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
@@ -22,6 +23,7 @@
 pub mod adhoc;
 pub mod admission;
 pub mod alerts;
+pub mod audit;
 pub mod budget;
 mod capture;
 pub mod cleanup;
@@ -58,4 +60,4 @@ pub use monitor::{Monitor, Overview, Reading};
 pub use registry::{Registry, Table};
 pub use server::Server;
 pub use session::{Session, Sessions};
-pub use supervisor::{Caller, StartError, Supervisor};
+pub use supervisor::{Caller, StartError, Supervisor, reap_left};

@@ -115,9 +115,9 @@ impl Ports {
         self.lock().release_one(port, holder);
     }
 
-    /// Takes back what is held by nobody that lives, and says which ports they were.
-    pub fn release_leaked(&self, lives: impl Fn(&Holder) -> bool) -> Vec<u16> {
-        self.lock().release_if(|holder| !lives(holder))
+    /// The ports that are held, and by whom.
+    pub fn held(&self) -> Vec<(u16, Holder)> {
+        self.lock().held().map(|(port, holder)| (port, holder.clone())).collect()
     }
 
     /// A stranger has this port: nobody gets it for a while.

@@ -10,6 +10,9 @@ use crate::instance::InstanceHandle;
 use crate::server::Server;
 use arc_swap::ArcSwap;
 
+/// How far up a process's guard is looked for.
+const MAX_ANCESTORS: usize = 10_000;
+
 /// The servers at one moment.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -62,13 +65,23 @@ impl Registry {
         self.server(server)?.instances().into_iter().find(|handle| handle.id.number == number)
     }
 
-    /// The instance whose tree begins with this process, or is guarded by it.
+    /// All instances of all servers.
+    pub fn instances(&self) -> impl Iterator<Item = Arc<InstanceHandle>> {
+        let table = self.table();
+        let servers: Vec<_> = table.all().to_vec();
+        servers.into_iter().flat_map(|server| server.instances())
+    }
+
+    /// The instance to whose tree this process belongs, its guard included.
     pub fn by_pid(&self, pid: u32) -> Option<Arc<InstanceHandle>> {
-        let is_it = |handle: &Arc<InstanceHandle>| {
-            let snapshot = handle.snapshot();
-            snapshot.pid == Some(pid) || snapshot.guard_pid.is_some_and(|guard| guard.unsigned_abs() == pid)
-        };
-        self.table().all().iter().flat_map(|server| server.instances()).find(is_it)
+        let guards: HashMap<i32, Arc<InstanceHandle>> = self
+            .instances()
+            .filter_map(|handle| Some((handle.snapshot().tree?.root.guard_pid, handle)))
+            .collect();
+        // Whatever a process of a tree does, its guard is among its ancestors.
+        let parent = |pid: &i32| ostler_os::tree::read(*pid).ok().flatten().map(|process| process.ppid);
+        let line = std::iter::successors(i32::try_from(pid).ok(), parent).take(MAX_ANCESTORS);
+        line.filter(|pid| *pid > 0).find_map(|pid| guards.get(&pid).cloned())
     }
 
     /// From now on nobody adds a server: what the table has after this is all that there is to stop.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::admission::{Admission, Bounds};
 use crate::alerts::Alerts;
+use crate::audit::{self, Audit};
 use crate::budget::Budget;
 use crate::cleanup::{self, Cleanup};
 use crate::core::Core;
@@ -88,6 +89,7 @@ impl Supervisor {
             async move { lull.follow().await }
         });
         supervisor.monitor_by(Arc::new(monitor::machine::System::default()), vec![state_dir.to_owned()]);
+        tokio::spawn(audit::regularly(Arc::clone(&supervisor.core)));
         Ok(supervisor)
     }
 
@@ -178,6 +180,14 @@ impl Supervisor {
     /// What needs a person.
     pub fn alerts(&self) -> &Arc<Alerts> {
         &self.core.alerts
+    }
+
+    /// Compares the registry with the kernel, and repairs what does not agree.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read; nothing was repaired then.
+    pub async fn audit(&self) -> std::io::Result<Audit> {
+        audit::audit(&self.core).await
     }
 
     /// The bytes that bodies may hold.
@@ -449,20 +459,36 @@ fn shared_owner(server: &Server, caller: &Caller) -> Owner {
     }
 }
 
-/// Ends the trees that an earlier daemon left, and forgets those that are gone.
-async fn reap(ledger: &Ledger, events: &Events, left: Vec<TreeRecord>) -> Result<(), StartError> {
+/// Ends what an earlier daemon left, without being one. To be called only where no daemon uses `state_dir`. Returns the
+/// processes that were ended, and those that could not be.
+///
+/// # Errors
+/// When the store cannot be used, or `/proc` cannot be read.
+pub async fn reap_left(state_dir: &Path) -> Result<(Vec<u32>, Vec<u32>), StartError> {
+    let boot_id = ostler_os::boot::boot_id().map_err(StartError::BootId)?;
+    let (ledger, left) = Ledger::open(state_dir, boot_id)?;
+    reap(&ledger, &Events::default(), left).await
+}
+
+/// Ends the trees that an earlier daemon left, and forgets those that are gone. The processes that were ended, and
+/// those that could not be.
+async fn reap(
+    ledger: &Ledger,
+    events: &Events,
+    left: Vec<TreeRecord>,
+) -> Result<(Vec<u32>, Vec<u32>), StartError> {
     if left.is_empty() {
-        return Ok(());
+        return Ok((Vec::new(), Vec::new()));
     }
     let records: Vec<ostler_os::reap::TreeRecord> = left.iter().map(convert).collect();
     let report = tokio::task::spawn_blocking(move || ostler_os::reap::reap(&records))
         .await
         .map_err(|error| StartError::Reap(std::io::Error::other(error)))?
         .map_err(StartError::Reap)?;
+    let killed: Vec<u32> = report.killed.iter().map(|(pid, _)| pid.unsigned_abs()).collect();
     if !report.killed.is_empty() || !report.remaining.is_empty() {
-        let killed: Vec<u32> = report.killed.iter().map(|(pid, _)| pid.unsigned_abs()).collect();
         tracing::warn!(?killed, remaining = ?report.remaining, "an earlier daemon left processes");
-        for pid in killed {
+        for &pid in &killed {
             events.record(
                 "daemon",
                 Happening::OrphanReaped { pid, evidence: "the ledger of an earlier daemon".to_owned() },
@@ -474,7 +500,7 @@ async fn reap(ledger: &Ledger, events: &Events, left: Vec<TreeRecord>) -> Result
             ledger.remove(record.mark).await?;
         }
     }
-    Ok(())
+    Ok((killed, report.remaining.into_iter().map(i32::unsigned_abs).collect()))
 }
 
 fn convert(record: &TreeRecord) -> ostler_os::reap::TreeRecord {

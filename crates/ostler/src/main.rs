@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let exit = match cli.command {
         Command::Up(args) => daemon::up(&cli.global, &args),
         Command::Config(command) => config::run(command),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&cli.global, &args),
         Command::Client(command) => ostler_cli::run(&cli.global, command),
         Command::Guard(_) => Exit::Usage,
     };

@@ -184,12 +184,12 @@ pub(crate) const ALERTS: Groups = &[&[
     ),
 ]];
 
-pub(crate) const REGISTRY: Groups = &[&[not_yet(key(
+pub(crate) const REGISTRY: Groups = &[&[key(
     "check",
     DURATION,
     r#""30s""#,
     "Pause between two comparisons of what Ostler believes to run with what the kernel says.",
-))]];
+)]];
 
 pub(crate) const RELOAD: Groups = &[&[not_yet(key(
     "watch",

@@ -2,7 +2,7 @@
 
 use super::{
     Choice, DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Key, Kind, MIB, bare, choice, key, later,
-    later_choice, not_yet,
+    later_choice,
 };
 
 /// A server's table.

@@ -57,6 +57,7 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/processes/{name}/stop", post(processes::stop))
         .route("/api/v1/processes/{name}/logs", get(processes::logs))
         .route("/api/v1/events", get(events::events))
+        .route("/api/v1/audit", post(audit))
         .route("/api/v1/alerts", get(alerts))
         .route("/api/v1/shutdown", post(shutdown))
         .route("/api/v1/openapi.json", get(openapi))
@@ -204,8 +205,21 @@ async fn restart_server(State(gateway): App, Path(name): Path<String>) -> Result
     one_server(&gateway, &server).await
 }
 
-async fn instances(State(gateway): App) -> Response {
-    Json(views::instances(&gateway).await).into_response()
+#[derive(Debug, Deserialize)]
+struct InstanceQuery {
+    pid: Option<u32>,
+}
+
+async fn instances(State(gateway): App, Query(query): Query<InstanceQuery>) -> Response {
+    let mut rows = views::instances(&gateway).await;
+    if let Some(pid) = query.pid {
+        let registry = Arc::clone(gateway.supervisor.registry());
+        // It fails only when the runtime is going.
+        let found = tokio::task::spawn_blocking(move || registry.by_pid(pid)).await.ok().flatten();
+        let id = found.map(|handle| handle.id.to_string());
+        rows.retain(|row| Some(&row.id) == id.as_ref());
+    }
+    Json(rows).into_response()
 }
 
 async fn one_instance(gateway: &Gateway, id: &str) -> Result<Response, Failure> {
@@ -271,6 +285,15 @@ async fn end_session(State(gateway): App, Path(handle): Path<String>) -> Result<
     })?;
     gateway.supervisor.end_session(session, "a person ended it").await;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn audit(State(gateway): App) -> Result<Response, Failure> {
+    let audit = gateway.supervisor.audit().await.map_err(|error| Failure {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        error: format!("the processes of this machine cannot be listed: {error}"),
+        hint: None,
+    })?;
+    Ok(Json(views::audit(&audit)).into_response())
 }
 
 async fn alerts(State(gateway): App) -> Response {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use ostler_api::types::{KIND_PROCESS, KIND_SERVER};
 use ostler_api::{
-    AlertView, CleanupView, EndView, EventView, InstanceView, LogLine, ProcessLimits, ProcessView,
-    RestartWhen, ServerView, SessionView,
+    AlertView, AuditView, CleanupView, EndView, EventView, FindingView, InstanceView, LogLine, ProcessLimits,
+    ProcessView, RestartWhen, ServerView, SessionView,
 };
 use ostler_domain::alert::Alert;
 use ostler_domain::{Exit, RestartPolicy, Scope};
 use ostler_os::Rungs;
+use ostler_supervisor::audit::{Audit, Finding};
 use ostler_supervisor::cleanup::{Job, Progress};
 use ostler_supervisor::clock::{now, now_ms};
 use ostler_supervisor::events::Entry;
@@ -234,6 +235,20 @@ pub(super) fn alert(alert: Alert) -> AlertView {
         subject: alert.subject,
         message: alert.message,
         count: alert.count,
+    }
+}
+
+/// An audit.
+pub(super) fn audit(audit: &Audit) -> AuditView {
+    let finding = |finding: &Finding| FindingView {
+        kind: finding.kind().to_owned(),
+        subject: finding.subject(),
+        message: finding.to_string(),
+    };
+    AuditView {
+        instances: audit.instances as u64,
+        ports: audit.ports as u64,
+        findings: audit.findings.iter().map(finding).collect(),
     }
 }
 

@@ -76,6 +76,8 @@ pub(crate) enum Inbox {
     GiveRoom(String),
     /// The server closed its input or output a while ago; it had time to end by itself.
     StillThere(Generation),
+    /// An audit found its guard gone, and nobody had said so.
+    Vanished(Generation),
 }
 
 /// The processes of the current generation.
@@ -313,6 +315,7 @@ impl Driver {
                     running.control.kill();
                 }
             }),
+            Inbox::Vanished(generation) => self.vanished(generation),
         }
     }
 
@@ -487,7 +490,6 @@ impl Driver {
             guarded.control.kill();
         }
         let tree = TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start };
-        self.snapshot.guard_pid = Some(guarded.guard_pid);
         self.snapshot.tree = Some(GuardedTree { root: tree, mark: guarded.mark });
         self.running = Some(Running {
             generation,
@@ -603,6 +605,20 @@ impl Driver {
         }
     }
 
+    /// Ends what is left of a tree without a guard, and goes on as if the guard's end had been reported.
+    fn vanished(&self, generation: Generation) {
+        self.with_running(generation, |driver, running| {
+            let (core, mark, to_self) = (Arc::clone(&driver.core), running.mark, driver.to_self.clone());
+            tokio::spawn(async move {
+                // It fails only when the runtime is going.
+                let _ = tokio::task::spawn_blocking(move || core.launcher.end_marked(mark)).await;
+                for event in [GuardEvent::GuardDied(ostler_os::Exit::Unknown), GuardEvent::TreeEmpty] {
+                    let _ = to_self.send(Inbox::Guard(generation, event)).await;
+                }
+            });
+        });
+    }
+
     fn tree_empty(&mut self, generation: Generation) {
         let Some(running) = self.running.take() else { return };
         self.core.cleanup.done(&self.id);
@@ -612,7 +628,6 @@ impl Driver {
             connection.fail("the instance ended".to_owned());
         }
         self.snapshot.pid = None;
-        self.snapshot.guard_pid = None;
         self.snapshot.tree = None;
         self.snapshot.started_ms = None;
         self.give_ports_back(generation);

@@ -84,8 +84,6 @@ pub struct Snapshot {
     pub generation: Generation,
     /// The server's first process, while it runs.
     pub pid: Option<u32>,
-    /// Its guard, while it runs.
-    pub guard_pid: Option<i32>,
     /// Its processes, while there are any.
     pub tree: Option<GuardedTree>,
     /// When the process started, in milliseconds of [`now_ms`].
@@ -114,7 +112,6 @@ impl Snapshot {
             state: State::Stopped,
             generation: Generation::default(),
             pid: None,
-            guard_pid: None,
             tree: None,
             started_ms: None,
             connection: None,

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use ostler_os::{SpawnError, SpawnRequest};
-use ostler_supervisor::launch::{Control, Input, Launched, Launcher, Output};
+use ostler_os::meter::TreeRoot;
+use ostler_os::{Mark, SpawnError, SpawnRequest};
+use ostler_supervisor::launch::{Control, Input, KernelView, Launched, Launcher, Output};
 use tokio::sync::{Notify, mpsc};
 
 use super::dice::Dice;
@@ -95,6 +96,17 @@ impl Launcher for System {
             mark,
         })
     }
+
+    fn look(&self, trees: &[TreeRoot]) -> io::Result<KernelView> {
+        let state = self.world.lock();
+        let lives =
+            |tree: &TreeRoot| state.living().any(|living| living.guard_pid.cast_signed() == tree.guard_pid);
+        Ok(KernelView { living: trees.iter().map(lives).collect(), strays: Vec::new() })
+    }
+
+    fn end_strays(&self) {}
+
+    fn end_marked(&self, _: Mark) {}
 }
 
 /// What the daemon wants of a tree.

@@ -2,6 +2,7 @@
 
 mod adhoc;
 mod alerts;
+mod audit;
 mod bad_input;
 mod cli;
 mod client;
