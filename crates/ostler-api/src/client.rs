@@ -18,7 +18,7 @@ use crate::events::{EventQuery, EventStream};
 use crate::routes::{self, Route};
 use crate::types::{
     AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView,
-    ServerView, SessionView,
+    ReloadView, ServerView, SessionView,
 };
 
 /// Longest wait for the socket to take a connection.
@@ -326,6 +326,16 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn alerts(&self) -> Result<Vec<AlertView>, ClientError> {
         self.look_up(&routes::ALERTS, &[], "").await
+    }
+
+    /// Has the daemon read its configuration again and take it in; with `dry_run` only say what that would do.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`]; status 422 when the configuration cannot be used.
+    pub async fn reload(&self, dry_run: bool) -> Result<ReloadView, ClientError> {
+        let query = if dry_run { "dry_run=true" } else { "" };
+        decode(&self.fetch(&routes::RELOAD, &[], query, self.action_limit).await?)
     }
 
     /// Begins to drain and stop the daemon; returns when that has begun, not when it is done.

@@ -7,7 +7,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::types::{
     AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView,
-    ServerView, SessionView,
+    ReloadView, ServerView, SessionView,
 };
 
 /// Where a parameter stands.
@@ -120,6 +120,7 @@ const AUDIT_T: TypeRef = TypeRef::of::<AuditView>("AuditView");
 const EVENT_T: TypeRef = TypeRef::of::<EventView>("EventView");
 const NEW_PROCESS_T: TypeRef = TypeRef::of::<NewProcess>("NewProcess");
 const PROCESS_T: TypeRef = TypeRef::of::<ProcessView>("ProcessView");
+const RELOAD_T: TypeRef = TypeRef::of::<ReloadView>("ReloadView");
 const LINE_T: TypeRef = TypeRef::of::<LogLine>("LogLine");
 
 const fn param(name: &'static str, place: Place, kind: ParamKind, description: &'static str) -> Param {
@@ -163,6 +164,9 @@ const LAST_EVENT_ID: Param = param(
     ParamKind::Count,
     "Of a stream: the last `seq` that was read; it wins over `since`.",
 );
+
+const DRY_RUN: Param =
+    param("dry_run", Place::Query, ParamKind::Flag, "Only say what would change; nothing is done.");
 
 const fn route(
     method: Method,
@@ -393,6 +397,16 @@ pub const ALERTS: Route = route(
     &[],
     Answer::List(ALERT_T),
 );
+/// Read the configuration again.
+pub const RELOAD: Route = route(
+    Method::POST,
+    "/api/v1/reload",
+    "reload",
+    "Read the configuration again and take it in. Returns when everything that goes is gone; what is new is on its way. \
+     422 when the configuration cannot be used: nothing was changed then.",
+    &[DRY_RUN],
+    Answer::One(RELOAD_T),
+);
 /// Drain and stop the daemon.
 pub const SHUTDOWN: Route = route(
     Method::POST,
@@ -438,6 +452,7 @@ pub const ALL: &[Route] = &[
     EVENTS_LIST,
     AUDIT,
     ALERTS,
+    RELOAD,
     SHUTDOWN,
     OPENAPI,
 ];

@@ -127,6 +127,9 @@ pub struct ServerView {
     pub name: String,
     /// `server`, or `process` for one that was started by hand and is in no configuration.
     pub kind: String,
+    /// The server whose instances it uses, where it is only another name for the same thing.
+    #[serde(default)]
+    pub same_as: Option<String>,
     /// Address of its MCP endpoint, where it has one: a plain process has none.
     pub endpoint: Option<String>,
     /// Who shares an instance: `shared`, `principal`, `project` or `session`.
@@ -409,4 +412,41 @@ pub struct ApiError {
     pub error: String,
     /// What to do about it, where there is something.
     pub hint: Option<String>,
+}
+
+/// What a reload did, or with `dry_run` would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReloadView {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Keys of the whole daemon that differ.
+    pub daemon: Vec<KeyChangeView>,
+    /// Each server: those of the new configuration in its order, then those that are gone.
+    pub servers: Vec<ServerReloadView>,
+}
+
+/// What a reload does to one server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServerReloadView {
+    /// Its name.
+    pub name: String,
+    /// `unchanged`, `added`, `removed`, `changed` (while it runs) or `replaced` (its instances drain, stop and are
+    /// started anew).
+    pub change: String,
+    /// The keys that differ. None, and `replaced`, where it only ceases to share the instances of another, or begins to.
+    pub keys: Vec<KeyChangeView>,
+}
+
+/// A key of the configuration that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyChangeView {
+    /// Its path: `restart.max` of a server, or `limits.processes`.
+    pub key: String,
+    /// Its value before, as it is shown; absent for what may hold a secret.
+    pub old: Option<String>,
+    /// Its value now.
+    pub new: Option<String>,
+    /// How it takes effect: `live`, `replace` (with the server's next instances, which a reload brings about) or
+    /// `daemon-restart` (not before the daemon is started again).
+    pub apply: String,
 }

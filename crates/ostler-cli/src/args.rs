@@ -99,6 +99,8 @@ pub enum ConfigCommand {
 pub enum ClientCommand {
     /// Drain and stop the daemon; returns when every process is gone
     Down,
+    /// Read the configuration again and take in what changed; prints a line for each change
+    Reload(ReloadArgs),
     /// List servers and instances
     Ps {
         /// Print the API's JSON array
@@ -148,6 +150,17 @@ pub enum ClientCommand {
         /// The shell
         shell: Shell,
     },
+}
+
+/// Arguments of `ostler reload`.
+#[derive(Clone, Debug, Args)]
+pub struct ReloadArgs {
+    /// Only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the API's JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `ostler status`.

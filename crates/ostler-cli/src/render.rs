@@ -459,6 +459,7 @@ pub(crate) mod samples {
             .map(|row| ServerView {
                 name: row.server.clone(),
                 kind: row.kind.clone(),
+                same_as: None,
                 endpoint: (row.kind == KIND_SERVER)
                     .then(|| format!("http://127.0.0.1:7320/mcp/{}", row.server)),
                 scope: row.scope.clone(),

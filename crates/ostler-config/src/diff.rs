@@ -85,6 +85,12 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     Diff { servers, daemon: daemon::changes(old, new) }
 }
 
+/// The configuration in force once `new` is taken in while the daemon runs on: each key of the whole daemon that
+/// only a restart changes ([`Apply::DaemonRestart`]) is as in `old`.
+pub fn in_force(old: &Config, new: Config) -> Config {
+    daemon::in_force(old, new)
+}
+
 impl Diff {
     /// Whether nothing changes at all.
     pub fn is_empty(&self) -> bool {

@@ -37,7 +37,7 @@ pub use config::{Config, Gateway};
 pub use diagnostic::{
     ConfigError, ConfigErrors, ConfigWarning, Diagnostic, MAX_FOUND, MAX_RENDERED, Severity,
 };
-pub use diff::{Apply, Diff, KeyChange, ServerChange, diff};
+pub use diff::{Apply, Diff, KeyChange, ServerChange, diff, in_force};
 pub use load::{load, load_str, load_with};
 pub use schema::json_schema;
 pub use sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};

@@ -216,6 +216,30 @@ pub enum Happening {
         /// The beginning of the first of them.
         sample: String,
     },
+    /// A reload brought this server in.
+    ServerAdded,
+    /// A reload took this server out: its instances drain and stop.
+    ServerRemoved,
+    /// A reload changed what its processes are: they drain and stop, and others come.
+    ServerReplaced {
+        /// The keys that differ.
+        what: String,
+    },
+    /// A reload changed its definition, and nothing that runs was touched.
+    ServerChanged {
+        /// The keys that differ.
+        what: String,
+    },
+    /// Another configuration is in force.
+    Reloaded {
+        /// What that changed.
+        what: String,
+    },
+    /// Another configuration was to be taken in, and was not; nothing was changed.
+    ReloadFailed {
+        /// Why not.
+        why: String,
+    },
     /// Something was learnt about the server's program and will be remembered.
     Learnt {
         /// What.
@@ -263,6 +287,12 @@ impl Happening {
             Self::SessionEnded { .. } => "session-ended",
             Self::OrphanReaped { .. } => "orphan-reaped",
             Self::StdoutRubbish { .. } => "stdout-rubbish",
+            Self::ServerAdded => "server-added",
+            Self::ServerRemoved => "server-removed",
+            Self::ServerReplaced { .. } => "server-replaced",
+            Self::ServerChanged { .. } => "server-changed",
+            Self::Reloaded { .. } => "reloaded",
+            Self::ReloadFailed { .. } => "reload-failed",
             Self::Learnt { .. } => "learnt",
             Self::Inconsistent { .. } => "inconsistent",
             Self::Alert(told) => match told.stage {
@@ -297,7 +327,8 @@ impl Happening {
             | Self::ReverseRequestRefused { .. }
             | Self::OrphanReaped { .. }
             | Self::Inconsistent { .. }
-            | Self::StdoutRubbish { .. } => Severity::Warning,
+            | Self::StdoutRubbish { .. }
+            | Self::ReloadFailed { .. } => Severity::Warning,
             Self::Starting { .. }
             | Self::Started { .. }
             | Self::Ready { .. }
@@ -311,6 +342,11 @@ impl Happening {
             | Self::Pressure { level: Level::Normal, .. }
             | Self::SessionStarted { .. }
             | Self::SessionEnded { .. }
+            | Self::ServerAdded
+            | Self::ServerRemoved
+            | Self::ServerReplaced { .. }
+            | Self::ServerChanged { .. }
+            | Self::Reloaded { .. }
             | Self::Learnt { .. } => Severity::Info,
             Self::Alert(told) if told.stage == Stage::Resolved => Severity::Info,
             Self::Alert(told) => told.alert.severity,
@@ -373,6 +409,18 @@ impl fmt::Display for Happening {
                 "{count} lines on standard output were no protocol messages and were skipped (a server may log to \
                  standard error only), first: {sample}"
             ),
+            Self::ServerAdded => f.write_str("added to the configuration"),
+            Self::ServerRemoved => {
+                f.write_str("removed from the configuration: its instances drain and stop")
+            }
+            Self::ServerReplaced { what } => {
+                write!(f, "changed in the configuration, so its instances are replaced: {what}")
+            }
+            Self::ServerChanged { what } => write!(f, "changed in the configuration, while it runs: {what}"),
+            Self::Reloaded { what } => write!(f, "the configuration was taken in: {what}"),
+            Self::ReloadFailed { why } => {
+                write!(f, "the configuration was not taken in, nothing changes: {why}")
+            }
             Self::Learnt { what } => write!(f, "learnt: {what}"),
             Self::Inconsistent { what } => write!(f, "the registry was wrong: {what}"),
             Self::Alert(told) => write!(f, "{told}"),

@@ -176,6 +176,16 @@ impl Health {
         }
     }
 
+    /// The same, which numbers its probes after `latest`.
+    pub fn after(policy: HealthPolicy, latest: ProbeId) -> Self {
+        Self { latest, ..Self::new(policy) }
+    }
+
+    /// The latest probe that was sent; the default before the first.
+    pub fn latest_probe(&self) -> ProbeId {
+        self.latest
+    }
+
     /// How it is.
     pub fn condition(&self) -> Condition {
         self.condition

@@ -21,7 +21,7 @@ pub mod serve;
 
 use std::sync::Arc;
 
-use ostler_supervisor::{Caller, Supervisor};
+use ostler_supervisor::{Caller, Reloader, Supervisor};
 use tokio::sync::Notify;
 
 /// What every request handler needs.
@@ -29,6 +29,8 @@ use tokio::sync::Notify;
 pub struct Gateway {
     /// The servers and sessions.
     pub supervisor: Arc<Supervisor>,
+    /// Reads the configuration again.
+    pub reloader: Arc<Reloader>,
     /// Who calls on this machine. There is one principal until tokens come: the user the daemon runs for.
     pub local: Caller,
     /// The address of the HTTP listener, as `http://host:port`.
@@ -41,9 +43,15 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway for this supervisor, reachable at `base`.
-    pub fn new(supervisor: Arc<Supervisor>, local: Caller, base: String) -> Arc<Self> {
+    pub fn new(
+        supervisor: Arc<Supervisor>,
+        reloader: Arc<Reloader>,
+        local: Caller,
+        base: String,
+    ) -> Arc<Self> {
         Arc::new(Self {
             supervisor,
+            reloader,
             local,
             base,
             shutdown: Arc::new(Notify::new()),

@@ -93,7 +93,8 @@ fn spawn<S>(
     let gateway = Arc::clone(gateway);
     let mut closing = closing.clone();
     tokio::spawn(async move {
-        let settings = &gateway.supervisor.config().gateway;
+        let config = gateway.supervisor.config();
+        let settings = &config.gateway;
         let mut stream = TimeoutStream::new(stream);
         // A client that does not read is cut off, and with it all that waits for it.
         stream.set_write_timeout(Some(settings.write_timeout));

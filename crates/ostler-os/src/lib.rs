@@ -31,6 +31,7 @@
 pub mod boot;
 mod cgroup;
 pub mod env;
+pub mod files;
 mod forge;
 pub mod guard;
 mod kill;

@@ -211,7 +211,8 @@ impl Spawner {
     }
 }
 
-fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// A descriptor that tells when it can be read.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the `AsyncFd` from here on, so it stays open and the same for as long as
     // it is registered; nobody replaces it under its number.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(|error| error.into_parts().1)

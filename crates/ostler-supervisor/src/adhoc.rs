@@ -222,7 +222,7 @@ impl Supervisor {
             }
             let name = choose(servers, wanted.name.as_deref(), &launch.command)?;
             let mut spec = wanted.server(name, launch);
-            spec.deadlines.kill = self.core.config.limits.cleanup_time;
+            spec.deadlines.kill = self.core.config().limits.cleanup_time;
             let server = Server::by_hand(spec);
             servers.push(Arc::clone(&server));
             Ok(server)

@@ -121,7 +121,7 @@ pub(crate) async fn audit(core: &Arc<Core>) -> io::Result<Audit> {
 /// An audit every `registry.check`. Never returns.
 pub(crate) async fn regularly(core: Arc<Core>) {
     loop {
-        tokio::time::sleep(core.config.registry.check).await;
+        tokio::time::sleep(core.config().registry.check).await;
         if let Err(error) = audit(&core).await {
             tracing::warn!(%error, "the registry cannot be compared with the kernel");
         }

@@ -40,17 +40,56 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Cleanup {
     slots: Arc<Semaphore>,
+    /// How many there are, and how many of those in use are to go when they come back.
+    size: Mutex<Size>,
     jobs: Mutex<BTreeMap<InstanceId, Job>>,
+}
+
+#[derive(Debug)]
+struct Size {
+    slots: usize,
+    surplus: usize,
 }
 
 /// The right to kill one tree now. Given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Slot(#[expect(dead_code, reason = "held, never read")] OwnedSemaphorePermit);
+pub(crate) struct Slot {
+    permit: Option<OwnedSemaphorePermit>,
+    cleanup: Arc<Cleanup>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut size = self.cleanup.size();
+        if let Some(permit) = self.permit.take_if(|_| size.surplus > 0) {
+            size.surplus -= 1;
+            permit.forget();
+        }
+    }
+}
 
 impl Cleanup {
     /// A queue that has `slots` trees killed at once (`limits.cleanups`).
     pub fn new(slots: usize) -> Arc<Self> {
-        Arc::new(Self { slots: Arc::new(Semaphore::new(slots.max(1))), jobs: Mutex::default() })
+        let slots = slots.max(1);
+        Arc::new(Self {
+            slots: Arc::new(Semaphore::new(slots)),
+            size: Mutex::new(Size { slots, surplus: 0 }),
+            jobs: Mutex::default(),
+        })
+    }
+
+    /// Has so many trees killed at once from now on; of more that are being killed already, none is interrupted.
+    pub(crate) fn set_slots(&self, slots: usize) {
+        let slots = slots.max(1);
+        let mut size = self.size();
+        let more = slots.saturating_sub(size.slots);
+        let kept = more.min(size.surplus);
+        size.surplus -= kept;
+        self.slots.add_permits(more - kept);
+        let fewer = size.slots.saturating_sub(slots);
+        size.surplus += fewer - self.slots.forget_permits(fewer);
+        size.slots = slots;
     }
 
     /// The trees in the queue.
@@ -59,13 +98,14 @@ impl Cleanup {
     }
 
     /// Puts a tree into the queue, or notes that it is to be killed once more; resolves when it may be.
-    pub(crate) async fn slot(&self, instance: InstanceId) -> Slot {
+    pub(crate) async fn slot(self: &Arc<Self>, instance: InstanceId) -> Slot {
         self.lock()
             .entry(instance.clone())
             .or_insert_with(|| Job { instance, progress: Progress::Waiting, tries: 0, since_ms: now_ms() })
             .progress = Progress::Waiting;
         let permit = Arc::clone(&self.slots).acquire_owned().await;
-        Slot(permit.expect("the semaphore is never closed"))
+        let permit = Some(permit.expect("the semaphore is never closed"));
+        Slot { permit, cleanup: Arc::clone(self) }
     }
 
     /// It is being killed.
@@ -86,6 +126,11 @@ impl Cleanup {
     /// Nothing is left of it.
     pub(crate) fn done(&self, instance: &InstanceId) {
         self.lock().remove(instance);
+    }
+
+    fn size(&self) -> MutexGuard<'_, Size> {
+        // Counts are whole whatever a panicking holder was doing.
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Job>> {
@@ -122,5 +167,20 @@ mod tests {
         cleanup.done(&id(2));
         cleanup.done(&id(1));
         assert_eq!(progress(), []);
+    }
+
+    #[tokio::test]
+    async fn slots_come_and_go_while_some_are_in_use() {
+        let cleanup = Cleanup::new(3);
+        let mut held = [cleanup.slot(id(1)).await, cleanup.slot(id(2)).await].map(Some);
+        // Of three one is free and goes at once; another goes when it comes back.
+        cleanup.set_slots(1);
+        assert_eq!(cleanup.slots.available_permits(), 0);
+        held[0] = None;
+        assert_eq!(cleanup.slots.available_permits(), 0, "one too many was in use");
+        held[1] = None;
+        assert_eq!(cleanup.slots.available_permits(), 1);
+        let _in_use = (cleanup.slot(id(1)).await, cleanup.set_slots(4));
+        assert_eq!(cleanup.slots.available_permits(), 3);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use ostler_config::Config;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Bounds};
 use crate::alerts::Alerts;
 use crate::budget::Budget;
 use crate::cleanup::Cleanup;
@@ -20,7 +21,7 @@ use crate::registry::Registry;
 /// Shared by all drivers; nothing in it is locked for long.
 #[derive(Debug)]
 pub(crate) struct Core {
-    pub(crate) config: Arc<Config>,
+    config: ArcSwap<Config>,
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) ledger: Ledger,
     pub(crate) log_files: LogFiles,
@@ -33,4 +34,50 @@ pub(crate) struct Core {
     pub(crate) cleanup: Arc<Cleanup>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) monitor: Arc<Monitor>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        config: &Arc<Config>,
+        launcher: Arc<dyn Launcher>,
+        ledger: Ledger,
+        events: Arc<Events>,
+        log_files: LogFiles,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            budget: Budget::new(config.gateway.body_memory),
+            config: ArcSwap::new(Arc::clone(config)),
+            alerts: Alerts::start(&config.alerts, &events, &launcher),
+            launcher,
+            ledger,
+            log_files,
+            events,
+            lull: Arc::default(),
+            registry: Arc::default(),
+            admission: Admission::new(bounds(config)),
+            cleanup: Cleanup::new(config.limits.cleanups),
+            ports: Ports::new(config),
+            monitor: Arc::default(),
+        })
+    }
+
+    /// The configuration in force now. A reload may put another in its place at any time.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Follows another configuration from now on, as far as it is about the whole daemon. Who has a place, a port or
+    /// a slot keeps it.
+    pub(crate) fn configure(&self, config: Arc<Config>) {
+        self.admission.set_bounds(bounds(&config));
+        self.ports.configure(&config);
+        self.cleanup.set_slots(config.limits.cleanups);
+        self.alerts.configure(&config.alerts);
+        self.config.store(config);
+    }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    let limits = &config.limits;
+    Bounds { processes: limits.processes, per_type: limits.per_type, adhoc: limits.adhoc }
 }

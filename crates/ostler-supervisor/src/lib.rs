@@ -10,6 +10,8 @@
 //! | report forwarders | process | guard reports, connection news | the driver |
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
 //! | [`monitor`] | daemon | a timer, who looks | readings, refusals, wishes to drivers |
+//! | dependencies | server that has some | how they stand, [`reload`] | its trouble |
+//! | [`reload`] | reload | a configuration | another table of servers |
 //! | idle sessions | daemon | [`session`] | ended sessions |
 //! | lull | daemon | freed sessions and instances | memory for the system ([`lull`]) |
 //! | alerts | daemon | what somebody noticed ([`alerts`]) | events, and one queue for each sink |
@@ -31,6 +33,7 @@ pub mod clock;
 pub mod connection;
 mod core;
 pub mod events;
+mod identity;
 pub mod instance;
 pub mod launch;
 pub mod ledger;
@@ -43,6 +46,7 @@ pub mod ports;
 mod program;
 pub mod random;
 pub mod registry;
+pub mod reload;
 mod ring;
 mod select;
 pub mod server;
@@ -58,6 +62,7 @@ pub use connection::Connection;
 pub use instance::{Ended, GuardedTree, InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 pub use monitor::{Monitor, Overview, Reading};
 pub use registry::{Registry, Table};
+pub use reload::{ReloadRefused, Reloader, Report};
 pub use server::Server;
 pub use session::{Session, Sessions};
 pub use supervisor::{Caller, StartError, Supervisor, reap_left};

@@ -208,14 +208,13 @@ impl Watcher {
         machine: Arc<dyn Machine>,
         folders: Vec<std::path::PathBuf>,
     ) -> Self {
-        let pressure = Pressure::new(&core.config.limits, folders);
+        let pressure = Pressure::new(&core.config().limits, folders);
         Self { core, sessions, machine, rungs: OnceLock::new(), trees: Trees::default(), pressure, passes: 0 }
     }
 
     /// Passes without end.
     pub(crate) async fn run(mut self) {
-        let interval = self.core.config.metrics.interval;
-        let mut due = Instant::now() + interval;
+        let mut due = Instant::now() + self.core.config().metrics.interval;
         loop {
             let core = Arc::clone(&self.core);
             let regular = crate::select::select! {
@@ -227,7 +226,7 @@ impl Watcher {
             }
             self.pass(regular).await;
             if regular {
-                due = Instant::now() + interval;
+                due = Instant::now() + self.core.config().metrics.interval;
             }
         }
     }

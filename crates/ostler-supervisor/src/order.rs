@@ -19,18 +19,29 @@ use crate::server::{Server, Standing};
 /// Whose instance of a server is started.
 type Owners<'o> = dyn Fn(&Server) -> Owner + Send + Sync + 'o;
 
-/// What a server needs before it can start: its dependencies, and those it would like to have.
-fn needed(core: &Core, server: &Server) -> Vec<Arc<Server>> {
-    server.spec.depends_on.iter().filter_map(|name| core.registry.server(name.as_str())).collect()
+/// What a server needs before it can start: its dependencies, and those it would like to have. By name, as they are
+/// in force now.
+fn needed(core: &Core, server: &Arc<Server>) -> Vec<Arc<Server>> {
+    let latest = core.registry.latest(server);
+    latest.spec.depends_on.iter().filter_map(|name| core.registry.server(name.as_str())).collect()
 }
 
-fn wanted(core: &Core, server: &Server) -> Vec<Arc<Server>> {
-    server.spec.wants.iter().filter_map(|name| core.registry.server(name.as_str())).collect()
+fn wanted(core: &Core, server: &Arc<Server>) -> Vec<Arc<Server>> {
+    let latest = core.registry.latest(server);
+    latest.spec.wants.iter().filter_map(|name| core.registry.server(name.as_str())).collect()
 }
 
 /// Starts `server` for `owner` as soon as its dependencies serve. A dependency that starts on demand is started
-/// too: it is demanded now. What is held up longer than `budget` is told, and waits on.
+/// too: it is demanded now. What is held up longer than `budget` is told, and waits on. Ends when the server is going
+/// for good meanwhile.
 pub(crate) async fn start(core: &Arc<Core>, server: &Arc<Server>, owners: &Owners<'_>, budget: Instant) {
+    crate::select::select! {
+        () = server.until_ending() => {}
+        () = start_when_served(core, server, owners, budget) => {}
+    }
+}
+
+async fn start_when_served(core: &Arc<Core>, server: &Arc<Server>, owners: &Owners<'_>, budget: Instant) {
     let waits = wait_for_dependencies(core, server, owners, Some(budget));
     if timeout_at(budget, waits).await.is_err() {
         let why = held_by(core, server).unwrap_or_else(|| "its dependencies have just come up".to_owned());
@@ -50,7 +61,25 @@ fn refused(core: &Core, server: &Server, why: String) {
 /// Returns when every dependency serves, and everything wanted serves or has failed, or `budget` is over for it.
 async fn wait_for_dependencies(
     core: &Arc<Core>,
-    server: &Server,
+    server: &Arc<Server>,
+    owners: &Owners<'_>,
+    budget: Option<Instant>,
+) {
+    let mut renewals = core.registry.renewals();
+    loop {
+        renewals.borrow_and_update();
+        crate::select::select! {
+            () = wait_for_these(core, server, owners, budget) => return,
+            // A reload put others in their places: it is those that count now.
+            Ok(()) = renewals.changed() => {}
+        }
+    }
+}
+
+/// The same for the dependencies as they are now.
+async fn wait_for_these(
+    core: &Arc<Core>,
+    server: &Arc<Server>,
     owners: &Owners<'_>,
     budget: Option<Instant>,
 ) {
@@ -95,7 +124,7 @@ fn demand<'a>(
 }
 
 /// The dependencies that do not serve, and why; `None` when all do.
-pub(crate) fn held_by(core: &Core, server: &Server) -> Option<String> {
+pub(crate) fn held_by(core: &Core, server: &Arc<Server>) -> Option<String> {
     trouble(&needed(core, server))
 }
 
@@ -116,7 +145,7 @@ fn trouble(servers: &[Arc<Server>]) -> Option<String> {
 /// [`Unavailable::Held`] when they do not within `patience`, with the reasons.
 pub(crate) async fn for_client(
     core: &Arc<Core>,
-    server: &Server,
+    server: &Arc<Server>,
     owners: &Owners<'_>,
     patience: Duration,
 ) -> Result<(), Unavailable> {
@@ -131,22 +160,39 @@ pub(crate) async fn for_client(
     }
 }
 
+/// Has a task follow the dependencies of a server, where it has any and none does yet.
+pub(crate) fn follow_dependencies(core: &Arc<Core>, server: &Arc<Server>) {
+    let none = server.spec.depends_on.is_empty() && server.spec.wants.is_empty();
+    if !none && server.same_as().is_none() && server.begin_following() {
+        tokio::spawn(watch_dependencies(Arc::clone(core), Arc::clone(server)));
+    }
+}
+
 /// Tells a server of what is wrong with its dependencies, now and whenever that changes. Ends with the server.
-pub(crate) async fn watch_dependencies(core: Arc<Core>, server: std::sync::Weak<Server>) {
-    let Some(dependencies) = server.upgrade().map(|server| {
-        let mut all = needed(&core, &server);
-        all.extend(wanted(&core, &server));
-        all
-    }) else {
-        return;
-    };
+async fn watch_dependencies(core: Arc<Core>, server: Arc<Server>) {
+    let mut renewals = core.registry.renewals();
+    loop {
+        renewals.borrow_and_update();
+        let mut dependencies = needed(&core, &server);
+        dependencies.extend(wanted(&core, &server));
+        crate::select::select! {
+            () = server.until_ending() => return,
+            () = tell_trouble(&server, &dependencies) => {}
+            Ok(()) = renewals.changed() => {}
+        }
+    }
+}
+
+/// The same while these are its dependencies. Ends when one of them does.
+async fn tell_trouble(server: &Server, dependencies: &[Arc<Server>]) {
     let mut standings: Vec<watch::Receiver<Standing>> =
         dependencies.iter().map(|dependency| dependency.watch()).collect();
     loop {
         standings.iter_mut().for_each(|standing| drop(standing.borrow_and_update()));
-        let Some(server) = server.upgrade() else { return };
-        server.set_trouble(trouble(&dependencies));
-        drop(server);
+        server.set_trouble(trouble(dependencies));
+        if standings.is_empty() {
+            return std::future::pending().await;
+        }
         let changes = standings.iter_mut().map(|standing| Box::pin(standing.changed()));
         let (first, ..) = futures_util::future::select_all(changes).await;
         if first.is_err() {
@@ -157,21 +203,29 @@ pub(crate) async fn watch_dependencies(core: Arc<Core>, server: std::sync::Weak<
 
 /// Stops every server, each as soon as nothing that depends on it runs; returns when none runs.
 pub(crate) async fn stop_all(servers: &[Arc<Server>], reason: &str) {
+    in_reverse(servers, |server| async move { server.remove_all(reason).await }).await;
+}
+
+/// Does something with each of these servers as soon as it is done with those that depend on it.
+pub(crate) async fn in_reverse<F: Future<Output = ()>>(
+    servers: &[Arc<Server>],
+    act: impl Fn(Arc<Server>) -> F,
+) {
     let (done, _) = watch::channel(vec![false; servers.len()]);
     let depends = |dependant: &Server, on: &Server| {
         dependant.spec.depends_on.contains(&on.spec.name) || dependant.spec.wants.contains(&on.spec.name)
     };
-    let stops = servers.iter().enumerate().map(|(index, server)| {
+    let acts = servers.iter().enumerate().map(|(index, server)| {
         let dependants: Vec<usize> =
             (0..servers.len()).filter(|&other| depends(&servers[other], server)).collect();
-        let (done, mut finished) = (&done, done.subscribe());
+        let (done, mut finished, acting) = (&done, done.subscribe(), act(Arc::clone(server)));
         async move {
             let free = finished.wait_for(|done| dependants.iter().all(|&other| done[other]));
             // The sender lives in this function.
             let _ = free.await;
-            server.remove_all(reason).await;
+            acting.await;
             done.send_modify(|done| done[index] = true);
         }
     });
-    join_all(stops).await;
+    join_all(acts).await;
 }

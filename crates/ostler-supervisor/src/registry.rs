@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::instance::InstanceHandle;
 use crate::server::Server;
+use crate::watch;
 use arc_swap::ArcSwap;
 
 /// How far up a process's guard is looked for.
@@ -22,11 +23,13 @@ pub struct Table {
 
 impl Table {
     fn of(order: Vec<Arc<Server>>) -> Self {
-        let by_name = order.iter().map(|server| (server.spec.name.to_string(), Arc::clone(server))).collect();
+        let current = order.iter().filter(|server| !server.has_left());
+        let by_name = current.map(|server| (server.spec.name.to_string(), Arc::clone(server))).collect();
         Self { order, by_name }
     }
 
-    /// All servers: those of the configuration in its order, then those started by hand.
+    /// All servers: those of the configuration in its order, then those started by hand, then those that a reload
+    /// took out and that have not ended yet ([`Server::has_left`]).
     pub fn all(&self) -> &[Arc<Server>] {
         &self.order
     }
@@ -45,6 +48,8 @@ pub struct Registry {
     changing: Mutex<()>,
     /// The daemon is stopping: nothing is added any more.
     closed: AtomicBool,
+    /// Counts the reloads that put other servers into the table.
+    renewals: watch::Sender<u64>,
 }
 
 impl Registry {
@@ -62,7 +67,31 @@ impl Registry {
     pub fn instance(&self, id: &str) -> Option<Arc<InstanceHandle>> {
         let (server, number) = id.rsplit_once('.')?;
         let number: u32 = number.parse().ok()?;
-        self.server(server)?.instances().into_iter().find(|handle| handle.id.number == number)
+        // Of the latest first; those that have left keep their instances until these have ended.
+        let table = self.table();
+        let named = table.all().iter().filter(|known| known.spec.name.as_str() == server);
+        named.flat_map(|server| server.instances()).find(|handle| handle.id.number == number)
+    }
+
+    /// The version of this server that is in force: itself, where there is none.
+    pub(crate) fn latest(&self, server: &Arc<Server>) -> Arc<Server> {
+        let known = self.server(server.instances_name().as_str());
+        known.filter(|known| known.is_same(server)).unwrap_or_else(|| Arc::clone(server))
+    }
+
+    /// The server that is in force under the name of this one: itself, where there is none.
+    pub(crate) fn in_place_of(&self, server: &Arc<Server>) -> Arc<Server> {
+        self.server(server.spec.name.as_str()).unwrap_or_else(|| Arc::clone(server))
+    }
+
+    /// Tells of each reload that put other servers into the table, after it did.
+    pub(crate) fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewals.subscribe()
+    }
+
+    /// Tells whoever follows a server by its name to look again.
+    pub(crate) fn renewed(&self) {
+        self.renewals.send_modify(|count| *count += 1);
     }
 
     /// All instances of all servers.

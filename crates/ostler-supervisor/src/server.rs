@@ -1,4 +1,9 @@
 //! One configured server: what is known of it, and its instances.
+//!
+//! A [`Server`] never changes. What becomes of it in time, its instances above all, it has in common with every
+//! `Server` that follows it while the definition changes in nothing that its processes depend on ([`Server::renewed`])
+//! and with every other name for the same thing ([`Server::alias`]). One that is to run otherwise is another server
+//! ([`Server::successor`]).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -8,12 +13,12 @@ use std::time::Duration;
 use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::State;
-use ostler_domain::{Era, Generation, InstanceId, ServerSpec, Traits};
+use ostler_domain::{Era, Generation, InstanceId, ServerName, ServerSpec, Traits};
 use ostler_mcp::version;
-use sha2::{Digest as _, Sha256};
 
 use crate::admission::{Counted, Place};
 use crate::core::Core;
+use crate::identity::identity;
 use crate::instance::driver::{Creation, Driver, Inbox};
 use crate::instance::handshake::Need;
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
@@ -24,6 +29,14 @@ use crate::ledger::LedgerError;
 pub struct Server {
     /// Its definition.
     pub spec: ServerSpec,
+    common: Arc<Common>,
+}
+
+/// What all versions of a server, and all its names, have in common.
+#[derive(Debug)]
+struct Common {
+    /// The name its instances have.
+    name: ServerName,
     identity: String,
     traits: Mutex<Traits>,
     instances: Mutex<Vec<Arc<InstanceHandle>>>,
@@ -31,11 +44,17 @@ pub struct Server {
     /// A person stopped it: clients do not start it again.
     stopped: AtomicBool,
     /// It is going for good: nobody starts it again.
-    ending: AtomicBool,
+    ending: watch::Sender<bool>,
+    /// A reload took it out of the configuration, or put another in its place.
+    left: AtomicBool,
+    /// Nothing runs any more of the one whose place it took.
+    vacant: watch::Sender<bool>,
     by_hand: bool,
     standing: watch::Sender<Standing>,
     /// What is wrong with its dependencies.
     trouble: watch::Sender<Option<String>>,
+    /// Whether a task follows those.
+    followed: AtomicBool,
 }
 
 /// How a server stands, all its instances taken together.
@@ -138,19 +157,106 @@ impl Server {
     }
 
     fn make(spec: ServerSpec, traits: Traits, by_hand: bool) -> Arc<Self> {
-        let identity = identity(&spec);
-        Arc::new(Self {
-            spec,
-            identity,
+        let common = Common {
+            name: spec.name.clone(),
+            identity: identity(&spec),
             traits: Mutex::new(traits),
             instances: Mutex::default(),
             next_number: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
+            ending: watch::Sender::new(false),
+            left: AtomicBool::new(false),
+            vacant: watch::Sender::new(true),
             by_hand,
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
-        })
+            followed: AtomicBool::new(false),
+        };
+        Arc::new(Self { spec, common: Arc::new(common) })
+    }
+
+    /// The same server with a definition that changes nothing of what its processes are.
+    pub(crate) fn renewed(&self, spec: ServerSpec) -> Arc<Self> {
+        Arc::new(Self { spec, common: Arc::clone(&self.common) })
+    }
+
+    /// Another name for `leader`, whose instances are its own.
+    pub(crate) fn alias(leader: &Self, spec: ServerSpec) -> Arc<Self> {
+        leader.renewed(spec)
+    }
+
+    /// Another server in the place of this one, which is to end: it starts nothing before [`Self::vacate`]. Where a
+    /// person stopped this one, it is stopped too.
+    pub(crate) fn succeeded_by(&self, successor: &Self) {
+        let (old, new) = (&self.common, &successor.common);
+        // Ids are never used twice, also not by an instance that is still ending.
+        new.next_number.store(old.next_number.load(Ordering::Relaxed), Ordering::Relaxed);
+        new.stopped.store(old.stopped.load(Ordering::Relaxed), Ordering::Relaxed);
+        new.vacant.send_replace(false);
+        successor.note();
+    }
+
+    /// Nothing runs any more of the one whose place it took.
+    pub(crate) fn vacate(&self) {
+        self.common.vacant.send_replace(true);
+    }
+
+    /// Resolves when nothing runs any more of the one whose place it took.
+    pub(crate) async fn until_vacant(&self) {
+        let mut vacant = self.common.vacant.subscribe();
+        // The sender lives as long as `self`.
+        let _ = vacant.wait_for(|vacant| *vacant).await;
+    }
+
+    /// The same for one who waits as long as for an instance.
+    ///
+    /// # Errors
+    /// [`Unavailable::Held`] when it takes longer.
+    pub(crate) async fn await_vacant(&self) -> Result<(), Unavailable> {
+        if tokio::time::timeout(self.patience(), self.until_vacant()).await.is_ok() {
+            return Ok(());
+        }
+        let why = "what ran before the configuration was changed is still ending".to_owned();
+        Err(Unavailable::Held { server: self.spec.name.clone(), why })
+    }
+
+    /// Whether the two are one: versions of one server, or names of it.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.common, &other.common)
+    }
+
+    /// Where it is only another name: the name of the server that it is.
+    pub fn same_as(&self) -> Option<&ServerName> {
+        (self.common.name != self.spec.name).then_some(&self.common.name)
+    }
+
+    /// The name that its instances have.
+    pub(crate) fn instances_name(&self) -> &ServerName {
+        &self.common.name
+    }
+
+    /// A reload takes it out of the configuration, or puts another in its place.
+    pub(crate) fn leave(&self) {
+        self.common.left.store(true, Ordering::Relaxed);
+        self.refuse();
+    }
+
+    /// Whether a reload took it out of the configuration, or put another in its place. It is listed until nothing of
+    /// it runs, and its name is not its any more.
+    pub fn has_left(&self) -> bool {
+        self.common.left.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody follows its dependencies yet; from now on the caller does.
+    pub(crate) fn begin_following(&self) -> bool {
+        !self.common.followed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Resolves when it is going for good.
+    pub(crate) async fn until_ending(&self) {
+        let mut ending = self.common.ending.subscribe();
+        // The sender lives as long as `self`.
+        let _ = ending.wait_for(|ending| *ending).await;
     }
 
     /// The same, with what earlier daemons learnt about it.
@@ -161,12 +267,12 @@ impl Server {
 
     /// How it stands now.
     pub fn standing(&self) -> Standing {
-        self.standing.borrow().clone()
+        self.common.standing.borrow().clone()
     }
 
     /// Follows how it stands.
     pub fn watch(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+        self.common.standing.subscribe()
     }
 
     /// Resolves when it stands as `wanted`.
@@ -180,27 +286,31 @@ impl Server {
         // Under the lock: of two that note at the same time, the later sees what the earlier saw and more.
         let instances = self.lock();
         let standing = Standing::of(instances.iter().map(|handle| handle.snapshot()), self.stopped());
-        publish(&self.standing, standing);
+        publish(&self.common.standing, standing);
     }
 
     /// Follows what is wrong with its dependencies.
     pub(crate) fn watch_trouble(&self) -> watch::Receiver<Option<String>> {
-        self.trouble.subscribe()
+        self.common.trouble.subscribe()
     }
 
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {
-        publish(&self.trouble, trouble);
+        publish(&self.common.trouble, trouble);
+    }
+
+    fn is_ending(&self) -> bool {
+        *self.common.ending.borrow()
     }
 
     /// Lets nobody start it any more, a person included.
     pub(crate) fn refuse(&self) {
-        self.ending.store(true, Ordering::Relaxed);
+        self.common.ending.send_replace(true);
     }
 
     /// Stops every instance for good and lets no new one be started; returns when nothing of it runs.
     pub(crate) async fn remove_all(&self, reason: &str) {
         self.refuse();
-        let handles = self.instances();
+        let handles = self.all_instances();
         for handle in &handles {
             handle.wish(Inbox::Remove(reason.to_owned())).await;
         }
@@ -211,11 +321,17 @@ impl Server {
 
     /// What was learnt by running it.
     pub fn traits(&self) -> Traits {
-        *self.traits.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.common.traits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its instances, in the order of their creation.
+    /// Its instances, in the order of their creation. Where it is only another name ([`Self::same_as`]), they are
+    /// the other's: whoever asks every server sees each instance once.
     pub fn instances(&self) -> Vec<Arc<InstanceHandle>> {
+        if self.same_as().is_some() { Vec::new() } else { self.all_instances() }
+    }
+
+    /// Its instances, under whichever name.
+    pub(crate) fn all_instances(&self) -> Vec<Arc<InstanceHandle>> {
         self.lock().clone()
     }
 
@@ -225,29 +341,32 @@ impl Server {
             handle.era().is_none_or(|own| era.is_none_or(|wanted| own == wanted))
                 && handle.snapshot().wrong_era.is_none()
         };
-        let mut instances = self.instances().into_iter();
+        let mut instances = self.all_instances().into_iter();
         instances.any(|handle| handle.owner == *owner && !handle.is_retired() && fits(&handle))
     }
 
     /// Whether a person stopped it, or it is going for good.
     pub fn stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed) || self.ending.load(Ordering::Relaxed)
+        self.common.stopped.load(Ordering::Relaxed) || self.is_ending()
     }
 
     /// A person's wish is no help to what is going for good.
     fn check_ending(&self) -> Result<(), Unavailable> {
-        if self.ending.load(Ordering::Relaxed) {
+        if self.is_ending() {
             let name = &self.spec.name;
-            return Err(Unavailable::Limit(format!(
-                "server `{name}` is going for good: Ostler or it is ending"
-            )));
+            let why = if self.has_left() {
+                "a reload took it out of the configuration, or put another in its place"
+            } else {
+                "Ostler or it is ending"
+            };
+            return Err(Unavailable::Limit(format!("server `{name}` is going for good: {why}")));
         }
         Ok(())
     }
 
     /// Whether a person started it by hand, and no configuration names it.
     pub fn is_by_hand(&self) -> bool {
-        self.by_hand
+        self.common.by_hand
     }
 
     /// How long a caller waits for an instance to become ready: as long as a start may take.
@@ -256,13 +375,13 @@ impl Server {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<InstanceHandle>>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+        self.common.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what is known of the server, and remembers it across restarts of the daemon.
     pub(crate) fn learn(&self, core: &Arc<Core>, change: impl FnOnce(&mut Traits)) {
         let traits = {
-            let mut traits = self.traits.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut traits = self.common.traits.lock().unwrap_or_else(PoisonError::into_inner);
             let before = *traits;
             change(&mut traits);
             if *traits == before {
@@ -271,7 +390,7 @@ impl Server {
             *traits
         };
         core.events.record(self.spec.name.as_str(), Happening::Learnt { what: describe(traits) });
-        let (ledger, identity) = (core.ledger.clone(), self.identity.clone());
+        let (ledger, identity) = (core.ledger.clone(), self.common.identity.clone());
         tokio::spawn(async move {
             if let Err(error) = ledger.remember(identity, traits).await {
                 tracing::warn!(%error, "what was learnt about a server could not be remembered");
@@ -365,6 +484,7 @@ impl Server {
         core: &Arc<Core>,
         owner: &Owner,
     ) -> Result<(), Unavailable> {
+        self.until_vacant().await;
         let traits = self.traits();
         let era = match (traits.legacy, traits.modern) {
             (_, Some(false)) => Some(Era::Legacy),
@@ -408,10 +528,11 @@ impl Server {
             return Err(Unavailable::WrongEra(self.spec.name.clone(), era));
         }
         self.startable()?;
+        let latest = core.registry.latest(self);
         let counted = match wanted.owner {
-            _ if self.by_hand => Counted::AdHoc,
+            _ if self.common.by_hand => Counted::AdHoc,
             Owner::Session(_) => Counted::Session,
-            Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&self.spec.type_name),
+            Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&latest.spec.type_name),
         };
         let place = core.admission.admit(counted).map_err(|refusal| {
             core.events.count(refusal.limit);
@@ -421,7 +542,7 @@ impl Server {
             }
             Unavailable::Limit(refusal.why)
         })?;
-        Ok(self.create_in(core, instances, wanted, place))
+        Ok(self.create_in(&latest, core, instances, wanted, place))
     }
 
     /// Whether clients may start it.
@@ -445,11 +566,14 @@ impl Server {
         let mut instances = self.lock();
         self.startable()?;
         let wanted = Wanted { owner: &Owner::All, era: None, initialize: None, on_demand: false };
-        Ok(self.create_in(core, &mut instances, wanted, place))
+        Ok(self.create_in(self, core, &mut instances, wanted, place))
     }
 
+    /// Under the lock of the instances, so that a change of the definition that `latest` does not have yet finds the
+    /// new instance in the list and tells it.
     fn create_in(
-        self: &Arc<Self>,
+        &self,
+        latest: &Arc<Self>,
         core: &Arc<Core>,
         instances: &mut Vec<Arc<InstanceHandle>>,
         wanted: Wanted<'_>,
@@ -464,19 +588,19 @@ impl Server {
             // A modern client of a server nobody has met: it may turn out to be legacy, and then serves those.
             (Some(Era::Modern) | None, _) => (Need::Either(params), None),
         };
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.common.next_number.fetch_add(1, Ordering::Relaxed) + 1;
         let creation = Creation {
-            id: InstanceId { server: self.spec.name.clone(), number },
+            id: InstanceId { server: self.common.name.clone(), number },
             owner: owner.clone(),
             wanted_era,
             need,
             on_demand,
             place,
         };
-        let handle = Driver::create(core, self, creation);
+        let handle = Driver::create(core, latest, creation);
         instances.push(Arc::clone(&handle));
         // Its driver notes how the server stands from its first step on.
-        self.standing.send_if_modified(|standing| {
+        self.common.standing.send_if_modified(|standing| {
             let changed = *standing == Standing::Idle;
             if changed {
                 *standing = Standing::Coming;
@@ -493,9 +617,9 @@ impl Server {
         owner: Option<&Owner>,
     ) -> Result<(), Unavailable> {
         self.check_ending()?;
-        self.stopped.store(false, Ordering::Relaxed);
+        self.common.stopped.store(false, Ordering::Relaxed);
         self.note();
-        for handle in self.instances() {
+        for handle in self.all_instances() {
             handle.wish_start().await;
         }
         match owner {
@@ -506,8 +630,8 @@ impl Server {
 
     /// Stops every instance and keeps clients from starting new ones; returns when nothing of it runs.
     pub(crate) async fn stop(&self, reason: &str) {
-        self.stopped.store(true, Ordering::Relaxed);
-        let handles = self.instances();
+        self.common.stopped.store(true, Ordering::Relaxed);
+        let handles = self.all_instances();
         let mut stopping = Vec::with_capacity(handles.len());
         for handle in handles {
             let generation = handle.wish_stop(reason).await;
@@ -526,24 +650,6 @@ fn publish<T: PartialEq>(shown: &watch::Sender<T>, value: T) {
         *shown = value;
         changed
     });
-}
-
-/// Names the program a server runs: what is learnt about one is true of the other with the same identity.
-fn identity(spec: &ServerSpec) -> String {
-    let launch = &spec.launch;
-    let mut hash = Sha256::new();
-    let mut add = |text: &str| {
-        hash.update(text.len().to_le_bytes());
-        hash.update(text);
-    };
-    add(&launch.command);
-    launch.args.iter().for_each(|arg| add(arg));
-    for (name, value) in &launch.env {
-        add(name);
-        add(value);
-    }
-    add(&launch.cwd.as_deref().map(|cwd| cwd.display().to_string()).unwrap_or_default());
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn describe(traits: Traits) -> String {

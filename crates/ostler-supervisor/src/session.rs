@@ -20,6 +20,8 @@ use crate::stream::{Keep, Presence, ReplayStream};
 const ENDED_STREAMS: usize = 16;
 /// An ended stream that holds more than this is not kept once it was read to its end.
 const ENDED_STREAM_BYTES: usize = 64 * 1024;
+/// Sessions that a reload ended of which it is known why; more than a daemon holds by default.
+const FAREWELLS: usize = 2048;
 
 /// One client's conversation.
 #[derive(Debug)]
@@ -55,6 +57,8 @@ pub struct Session {
     attached: tokio::sync::Mutex<u64>,
     streams: Mutex<Streams>,
     went_idle: Arc<Notify>,
+    /// Told when no call runs any more.
+    quiet: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -74,8 +78,8 @@ pub struct Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.session.last_ms.store(now_ms(), Ordering::Relaxed);
-        if self.call {
-            self.session.calls.fetch_sub(1, Ordering::Relaxed);
+        if self.call && self.session.calls.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.session.quiet.notify_waiters();
         }
         if self.session.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.session.went_idle.notify_one();
@@ -104,6 +108,19 @@ impl Session {
     /// Calls that run.
     pub fn calls(&self) -> u32 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when no call runs.
+    pub(crate) async fn until_quiet(&self) {
+        loop {
+            // Listening before the look, so that no end falls in between.
+            let mut quiet = std::pin::pin!(self.quiet.notified());
+            quiet.as_mut().enable();
+            if self.calls() == 0 {
+                return;
+            }
+            quiet.await;
+        }
     }
 
     /// Milliseconds since the client was last heard of; 0 while it is busy.
@@ -202,6 +219,8 @@ impl Session {
 /// What a new session is made of.
 #[derive(Debug)]
 pub struct Opening {
+    /// The server it talks to, by the name the client used.
+    pub server: ServerName,
     /// Names it on connections; from [`Sessions::next_key`].
     pub key: SessionKey,
     /// Whose it is.
@@ -225,6 +244,8 @@ pub struct Sessions {
     keep: Keep,
     changed: Arc<Notify>,
     lull: Arc<Lull>,
+    /// Why the daemon ended sessions whose clients may still ask for them, by their secrets; the latest.
+    farewells: Mutex<VecDeque<(Box<str>, Arc<str>)>>,
 }
 
 /// A place in the table, for a session that is being opened.
@@ -249,6 +270,7 @@ impl Sessions {
             keep,
             changed: Arc::new(Notify::new()),
             lull,
+            farewells: Mutex::default(),
         }
     }
 
@@ -292,7 +314,7 @@ impl Sessions {
             key: opening.key,
             id: format!("{:032x}", crate::random::bits128()).into(),
             handle: handle_of(opening.key),
-            server: opening.instance.id.server.clone(),
+            server: opening.server,
             principal: opening.principal,
             client: opening.client,
             version: opening.version,
@@ -309,6 +331,7 @@ impl Sessions {
             attached: tokio::sync::Mutex::new(0),
             streams: Mutex::default(),
             went_idle: Arc::clone(&self.changed),
+            quiet: Notify::new(),
         });
         // The place now belongs to the session, until it ends.
         std::mem::forget(place);
@@ -320,6 +343,21 @@ impl Sessions {
     /// The session that shows this secret.
     pub fn get(&self, id: &str) -> Option<Arc<Session>> {
         self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Why the session that showed this secret was ended by the daemon, if it was and that was not long ago.
+    pub fn farewell(&self, id: &str) -> Option<Arc<str>> {
+        let farewells = self.farewells.lock().unwrap_or_else(PoisonError::into_inner);
+        farewells.iter().find(|(known, _)| **known == *id).map(|(_, reason)| Arc::clone(reason))
+    }
+
+    /// Remembers why a session is ended: its client is told when it asks again.
+    pub(crate) fn bid_farewell(&self, id: &str, reason: &Arc<str>) {
+        let mut farewells = self.farewells.lock().unwrap_or_else(PoisonError::into_inner);
+        if farewells.len() == FAREWELLS {
+            farewells.pop_front();
+        }
+        farewells.push_back((id.into(), Arc::clone(reason)));
     }
 
     /// All of them, oldest first.

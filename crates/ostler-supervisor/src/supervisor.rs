@@ -14,11 +14,10 @@ use ostler_os::Spawner;
 use ostler_store::TreeRecord;
 use tokio::time::Instant;
 
-use crate::admission::{Admission, Bounds};
 use crate::alerts::Alerts;
 use crate::audit::{self, Audit};
 use crate::budget::Budget;
-use crate::cleanup::{self, Cleanup};
+use crate::cleanup;
 use crate::core::Core;
 use crate::events::Events;
 use crate::instance::driver::Inbox;
@@ -29,8 +28,8 @@ use crate::log_file::LogFiles;
 use crate::monitor::machine::Machine;
 use crate::monitor::{self, Monitor, Watcher};
 use crate::order;
-use crate::ports::Ports;
 use crate::registry::{Registry, Table};
+use crate::reload;
 use crate::server::{Server, Standing};
 use crate::session::{Opening, Session, Sessions, handle_of};
 use crate::stream::Keep;
@@ -66,6 +65,8 @@ pub enum StartError {
 pub struct Supervisor {
     pub(crate) core: Arc<Core>,
     sessions: Arc<Sessions>,
+    /// Held while the configuration is changed.
+    pub(crate) reloading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Supervisor {
@@ -111,28 +112,11 @@ impl Supervisor {
         events: Arc<Events>,
         log_files: LogFiles,
     ) -> Result<Arc<Self>, StartError> {
-        let core = Arc::new(Core {
-            budget: Budget::new(config.gateway.body_memory),
-            config: Arc::clone(&config),
-            alerts: Alerts::start(&config.alerts, &events, &launcher),
-            launcher,
-            ledger,
-            log_files,
-            events,
-            lull: Arc::default(),
-            registry: Arc::default(),
-            admission: Admission::new(bounds(&config)),
-            cleanup: Cleanup::new(config.limits.cleanups),
-            ports: Ports::new(&config),
-            monitor: Arc::default(),
-        });
-        let mut servers = Vec::with_capacity(config.servers.len());
-        for spec in &config.servers {
-            servers.push(Server::remembered(&core, spec.clone()).await?);
-        }
+        let core = Core::new(&config, launcher, ledger, events, log_files);
+        let servers = reload::servers(&core, &config).await?;
         core.registry.change(|table| *table = servers);
         for server in core.registry.table().all() {
-            watch_dependencies(&core, server);
+            order::follow_dependencies(&core, server);
         }
         let keep = Keep { events: config.gateway.replay_events, bytes: config.gateway.replay_bytes };
         let sessions = Arc::new(Sessions::new(
@@ -151,25 +135,20 @@ impl Supervisor {
                 sessions.end_idle(told).await;
             }
         });
-        Ok(Arc::new(Self { core, sessions }))
+        Ok(Arc::new(Self { core, sessions, reloading: Arc::default() }))
     }
 
     /// Starts every server that does not wait for a client, on behalf of `caller`, each as soon as what it
     /// depends on serves. Returns at once.
     pub fn start_eager(&self, caller: &Caller) {
-        let budget = Instant::now() + self.core.config.limits.startup;
         for server in self.servers().all().iter().filter(|server| server.spec.is_eager()) {
-            let (core, server, caller) = (Arc::clone(&self.core), Arc::clone(server), caller.clone());
-            tokio::spawn(async move {
-                let owners = |server: &Server| shared_owner(server, &caller);
-                order::start(&core, &server, &owners, budget).await;
-            });
+            begin(&self.core, server, caller);
         }
     }
 
-    /// The configuration in force.
-    pub fn config(&self) -> &Config {
-        &self.core.config
+    /// The configuration in force now. A reload may put another in its place at any time.
+    pub fn config(&self) -> Arc<Config> {
+        self.core.config()
     }
 
     /// The event log.
@@ -248,7 +227,7 @@ impl Supervisor {
     /// The required servers that neither serve nor would on demand, each with how it stands.
     pub fn not_ready(&self) -> Vec<String> {
         let table = self.servers();
-        let required = table.all().iter().filter(|server| server.spec.required);
+        let required = table.all().iter().filter(|server| server.spec.required && !server.has_left());
         let missing = required.filter_map(|server| {
             let standing = server.standing();
             let on_demand = standing == Standing::Idle && !server.spec.is_eager();
@@ -275,11 +254,12 @@ impl Supervisor {
             )));
         };
         let key = self.sessions.next_key();
-        let (owner, params) = match server.spec.scope {
-            Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
-            _ => (shared_owner(server, caller), None),
-        };
-        let instance = self.acquire(server, caller, &owner, Era::Legacy, params).await?;
+        let (server, instance) = self
+            .acquire(server, caller, Era::Legacy, |server| match server.spec.scope {
+                Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
+                _ => (shared_owner(server, caller), None),
+            })
+            .await?;
         // A client that vanishes while its instance starts leaves nothing behind.
         let abandoned = Abandoned(Some(Arc::clone(instance.handle())));
         let (connection, snapshot) = instance.connection(server.patience()).await?;
@@ -289,10 +269,17 @@ impl Supervisor {
         };
         let (version, client) = ostler_mcp::version::initialize_request_info(initialize.as_bytes());
         let version = initialized.version_for(version.as_deref().unwrap_or_default()).to_owned();
-        let opening = Opening { key, principal: Arc::clone(&caller.principal), client, version, instance };
+        let principal = Arc::clone(&caller.principal);
+        let opening = Opening { server: server.spec.name.clone(), key, principal, client, version, instance };
         let session = self.sessions.open(place, opening);
         drop(connection);
-        if let Err(unavailable) = session.connection(server.patience()).await {
+        // From here on a reload that retires the instance finds the session and ends it; one that did so before does
+        // not know of it.
+        let connected = match session.instance.is_retired() {
+            true => Err(Unavailable::Limit(format!("`{}` is just being replaced", session.instance.id))),
+            false => session.connection(server.patience()).await,
+        };
+        if let Err(unavailable) = connected {
             // Its client will never hear of it.
             self.sessions.end(&session.id).await;
             return Err(unavailable);
@@ -307,32 +294,56 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`], with the reason.
     pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Lease, Unavailable> {
-        let owner = shared_owner(server, caller);
-        self.acquire(server, caller, &owner, Era::Modern, None).await
+        let owner = |server: &Server| (shared_owner(server, caller), None);
+        self.acquire(server, caller, Era::Modern, owner).await.map(|(_, lease)| lease)
     }
 
-    /// The instance for this owner; a new one only while what the server needs serves.
+    /// The instance for whoever `owner` says, which also gives the parameters of `initialize` for an instance of its
+    /// own; a new one only while what the server needs serves. Where a reload puts another server in the place of this
+    /// one meanwhile, it is that one's.
     async fn acquire(
         &self,
         server: &Arc<Server>,
         caller: &Caller,
-        owner: &Owner,
         era: Era,
-        initialize: Option<Arc<str>>,
-    ) -> Result<Lease, Unavailable> {
+        owner: impl Fn(&Server) -> (Owner, Option<Arc<str>>),
+    ) -> Result<(Arc<Server>, Lease), Unavailable> {
         loop {
-            // Again after each wait: what served before it may be down.
-            self.await_dependencies(server, caller, owner, Some(era)).await?;
-            if let Some(lease) = server.acquire(&self.core, owner, era, initialize.clone()).await? {
-                return Ok(lease);
+            let server = self.core.registry.in_place_of(server);
+            match self.acquire_of(&server, caller, era, owner(&server)).await {
+                Ok(Some(lease)) => return Ok((server, lease)),
+                Ok(None) => {}
+                // Each time round, a reload has put another there: no more often than people reload.
+                Err(_) if server.has_left() && !self.core.registry.in_place_of(&server).has_left() => {}
+                Err(unavailable) => return Err(unavailable),
             }
         }
+    }
+
+    /// The same of exactly this server. `None` after a wait: what is there may have changed.
+    async fn acquire_of(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+        era: Era,
+        (owner, initialize): (Owner, Option<Arc<str>>),
+    ) -> Result<Option<Lease>, Unavailable> {
+        if !server.spec.transport.is_mcp() {
+            let name = &server.spec.name;
+            return Err(Unavailable::Limit(format!(
+                "`{name}` was changed by a reload and offers no MCP any more"
+            )));
+        }
+        server.await_vacant().await?;
+        // Again after each wait: what served before it may be down.
+        self.await_dependencies(server, caller, &owner, Some(era)).await?;
+        server.acquire(&self.core, &owner, era, initialize).await
     }
 
     /// Before a new instance is started. One whose dependencies fail later serves on, degraded.
     async fn await_dependencies(
         &self,
-        server: &Server,
+        server: &Arc<Server>,
         caller: &Caller,
         owner: &Owner,
         era: Option<Era>,
@@ -359,10 +370,11 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
+        server.await_vacant().await?;
         self.await_dependencies(server, caller, &shared_owner(server, caller), None).await?;
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
         server.start(&self.core, owner.as_ref()).await?;
-        for handle in server.instances() {
+        for handle in server.all_instances() {
             until_started(&handle, Generation::default(), server.patience()).await;
         }
         Ok(())
@@ -399,17 +411,23 @@ impl Supervisor {
         // Before anything stops: nobody starts again what is needed by what has not stopped yet.
         table.all().iter().for_each(|server| server.refuse());
         let stopping = order::stop_all(table.all(), reason);
-        let stopped = tokio::time::timeout(self.core.config.limits.shutdown, stopping).await.is_ok();
+        let stopped = tokio::time::timeout(self.core.config().limits.shutdown, stopping).await.is_ok();
         self.core.log_files.flush().await;
         stopped
     }
 }
 
-/// Follows the dependencies of a server, where it has any.
-fn watch_dependencies(core: &Arc<Core>, server: &Arc<Server>) {
-    if !server.spec.depends_on.is_empty() || !server.spec.wants.is_empty() {
-        tokio::spawn(order::watch_dependencies(Arc::clone(core), Arc::downgrade(server)));
+/// Starts a server that does not wait for a client, on behalf of `caller`, as soon as what it depends on serves.
+pub(crate) fn begin(core: &Arc<Core>, server: &Arc<Server>, caller: &Caller) {
+    if server.same_as().is_some() {
+        return;
     }
+    let budget = Instant::now() + core.config().limits.startup;
+    let (core, server, caller) = (Arc::clone(core), Arc::clone(server), caller.clone());
+    tokio::spawn(async move {
+        let owners = |server: &Server| shared_owner(server, &caller);
+        order::start(&core, &server, &owners, budget).await;
+    });
 }
 
 /// After a wish: returns when a generation after `before` serves, or nothing is on its way to that, or `patience` is
@@ -444,13 +462,8 @@ impl Drop for Abandoned {
     }
 }
 
-fn bounds(config: &Config) -> Bounds {
-    let limits = &config.limits;
-    Bounds { processes: limits.processes, per_type: limits.per_type, adhoc: limits.adhoc }
-}
-
 /// Whose instance serves a caller that has no instance of its own.
-fn shared_owner(server: &Server, caller: &Caller) -> Owner {
+pub(crate) fn shared_owner(server: &Server, caller: &Caller) -> Owner {
     match server.spec.scope {
         Scope::Shared => Owner::All,
         // A modern request has no session: it counts as its principal's.

@@ -4,12 +4,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use ostler_cli::{ConfigCommand, Exit};
-use ostler_config::Config;
+use ostler_config::{Config, ConfigErrors};
 
 /// Runs `ostler config ...`.
 pub(crate) fn run(command: ConfigCommand) -> Exit {
     match command {
-        ConfigCommand::Check { files } => match load(&files) {
+        ConfigCommand::Check { files } => match sources(&files).and_then(|files| load(&files)) {
             Some(config) => {
                 let names = config.servers.iter().map(|server| server.name.to_string()).collect::<Vec<_>>();
                 say(&format!("ok: {} servers ({})\n", names.len(), names.join(", ")));
@@ -35,8 +35,8 @@ pub(crate) fn complain(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Reads these files, or the usual one where none is named. Prints what is wrong with them, or what is odd.
-pub(crate) fn load(files: &[PathBuf]) -> Option<Config> {
+/// These files, or the usual one where none is named; says so where there is none.
+pub(crate) fn sources(files: &[PathBuf]) -> Option<Vec<PathBuf>> {
     let files = if files.is_empty() { usual().into_iter().collect() } else { files.to_vec() };
     if files.is_empty() {
         complain(
@@ -45,10 +45,20 @@ pub(crate) fn load(files: &[PathBuf]) -> Option<Config> {
         );
         return None;
     }
+    Some(files)
+}
+
+/// Reads these files, with what the environment says.
+pub(crate) fn read(files: &[PathBuf]) -> Result<Config, ConfigErrors> {
     let look_up = |name: &str| std::env::var(name).ok();
     let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    ostler_config::load_with(files, &look_up, &names)
+}
+
+/// The same; prints what is wrong with them, or what is odd.
+pub(crate) fn load(files: &[PathBuf]) -> Option<Config> {
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    match ostler_config::load_with(&files, &look_up, &names) {
+    match read(files) {
         Ok(config) => {
             for warning in &config.warnings {
                 complain(&format!("{}\n", warning.render(color)));

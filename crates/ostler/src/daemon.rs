@@ -1,7 +1,7 @@
 //! `ostler up`: configuration, build, run, drain.
 
 use std::io::{self, IsTerminal as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ostler_api::{RuntimeDir, StateDir};
@@ -9,15 +9,16 @@ use ostler_cli::{Exit, Global, UpArgs};
 use ostler_config::Config;
 use ostler_gateway::{Gateway, serve};
 use ostler_os::Spawner;
-use ostler_supervisor::{Caller, Supervisor};
+use ostler_supervisor::reload::Source;
+use ostler_supervisor::{Caller, Reloader, Supervisor};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::watch::channel;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{complain, load};
+use crate::config::{complain, load, read, sources};
 use crate::lock::{self, LockError};
-use crate::progress;
+use crate::{progress, watch};
 
 /// Threads that serve requests. More do not help: the work is moving bytes between processes.
 const MAX_WORKERS: usize = 4;
@@ -43,13 +44,14 @@ enum UpError {
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn up(global: &Global, args: &UpArgs) -> Exit {
-    let Some(config) = load(&args.files) else { return Exit::Usage };
+    let Some(files) = sources(&args.files) else { return Exit::Usage };
+    let Some(config) = load(&files) else { return Exit::Usage };
     start_logging();
     ostler_os::own::give_back_large_memory();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(global, args, config)),
+        Ok(runtime) => runtime.block_on(run(global, args, files, config)),
         Err(error) => {
             complain(&format!("error: cannot start the runtime: {error}\n"));
             return Exit::Failed;
@@ -76,7 +78,7 @@ fn start_logging() {
 }
 
 /// True when everything was stopped.
-async fn run(global: &Global, args: &UpArgs, config: Config) -> Result<bool, UpError> {
+async fn run(global: &Global, args: &UpArgs, files: Vec<PathBuf>, config: Config) -> Result<bool, UpError> {
     let runtime_dir = RuntimeDir::resolve(global.runtime_dir.as_deref())?;
     let state_dir = StateDir::resolve()?;
     runtime_dir.ensure()?;
@@ -97,8 +99,14 @@ async fn run(global: &Global, args: &UpArgs, config: Config) -> Result<bool, UpE
     spawner.warm();
     let supervisor = Supervisor::start(Arc::new(config), state_dir.root(), spawner).await?;
     let base = format!("http://{bound}");
-    let gateway = Gateway::new(Arc::clone(&supervisor), local_caller(), base.clone());
-    let (close, closing) = watch::channel(false);
+    let source: Source = Box::new({
+        let files = files.clone();
+        move || read(&files)
+    });
+    let reloader = Reloader::new(Arc::clone(&supervisor), local_caller(), source);
+    let following = tokio::spawn(watch::follow(files, Arc::clone(&supervisor), Arc::clone(&reloader)));
+    let gateway = Gateway::new(Arc::clone(&supervisor), reloader, local_caller(), base.clone());
+    let (close, closing) = channel(false);
     tokio::spawn(serve::tcp(Arc::clone(&gateway), tcp, closing.clone()));
     tokio::spawn(serve::unix(Arc::clone(&gateway), unix, closing));
     write_endpoint(&runtime_dir.endpoint(), &base)
@@ -117,6 +125,7 @@ async fn run(global: &Global, args: &UpArgs, config: Config) -> Result<bool, UpE
     });
     let reason = stop.asked(&gateway).await;
     watching.abort();
+    following.abort();
     let _ = std::fs::remove_file(runtime_dir.endpoint());
     let all_stopped = supervisor.shutdown(reason).await;
     close.send_replace(true);
@@ -146,6 +155,8 @@ struct Stop {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    /// Whether it was started in a terminal, which may be closed.
+    in_terminal: bool,
 }
 
 impl Stop {
@@ -154,16 +165,28 @@ impl Stop {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            in_terminal: io::stdin().is_terminal(),
         })
     }
 
-    /// Resolves with the reason.
+    /// Resolves with the reason. SIGHUP means that the terminal was closed, where there was one; else it asks for a
+    /// reload.
     async fn asked(&mut self, gateway: &Gateway) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "interrupted (SIGINT)",
-            _ = self.terminate.recv() => "the daemon was terminated (SIGTERM)",
-            _ = self.hangup.recv() => "its terminal was closed (SIGHUP)",
-            () = gateway.shutdown.notified() => "`ostler down`",
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return "interrupted (SIGINT)",
+                _ = self.terminate.recv() => return "the daemon was terminated (SIGTERM)",
+                () = gateway.shutdown.notified() => return "`ostler down`",
+                _ = self.hangup.recv() => {
+                    // The kernel hangs a terminal up before it says so: what was one is none any more.
+                    if self.in_terminal && !io::stdin().is_terminal() {
+                        return "its terminal was closed (SIGHUP)";
+                    }
+                    let reloader = Arc::clone(&gateway.reloader);
+                    // What comes of it is an event, and in the log.
+                    tokio::spawn(async move { drop(reloader.reload(false).await) });
+                }
+            }
         }
     }
 }

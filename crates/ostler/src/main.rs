@@ -8,6 +8,7 @@ mod daemon;
 mod doctor;
 mod lock;
 mod progress;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@ mod down;
 mod lifecycle;
 mod listings;
 mod logs;
+mod reload;
 mod spawn;
 
 use std::io::{self, Write};
@@ -51,6 +52,7 @@ async fn perform(global: &Global, command: ClientCommand) -> Result<Exit, Failur
     let client = Client::new(RuntimeDir::resolve(global.runtime_dir.as_deref())?.socket());
     match command {
         ClientCommand::Down => down::down(&client).await?,
+        ClientCommand::Reload(args) => reload::reload(&client, &args).await?,
         ClientCommand::Ps { json } => listings::ps(&client, json).await?,
         ClientCommand::Status(args) => listings::status(&client, args).await?,
         ClientCommand::Start { id } => lifecycle::act(&client, &id, Verb::Start).await?,

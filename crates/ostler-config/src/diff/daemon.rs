@@ -35,6 +35,18 @@ pub(super) fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
     found
 }
 
+/// The configuration in force once `new` is taken in while the daemon runs on: what only a restart of the daemon
+/// changes is as it was.
+pub(super) fn in_force(old: &Config, new: Config) -> Config {
+    let Limits { sessions, session_calls, instance_calls, .. } = old.limits;
+    Config {
+        gateway: old.gateway.clone(),
+        sessions: old.sessions.clone(),
+        limits: Limits { sessions, session_calls, instance_calls, ..new.limits },
+        ..new
+    }
+}
+
 /// Connections are accepted, and buffers made, by what the daemon was started with.
 fn gateway(old: &Gateway, new: &Gateway) -> Vec<KeyChange> {
     let Gateway {

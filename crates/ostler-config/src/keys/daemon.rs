@@ -191,9 +191,5 @@ pub(crate) const REGISTRY: Groups = &[&[key(
     "Pause between two comparisons of what Ostler believes to run with what the kernel says.",
 )]];
 
-pub(crate) const RELOAD: Groups = &[&[not_yet(key(
-    "watch",
-    Kind::Bool,
-    "true",
-    "Whether a change of a configuration file is taken in by itself.",
-))]];
+pub(crate) const RELOAD: Groups =
+    &[&[key("watch", Kind::Bool, "true", "Whether a change of a configuration file is taken in by itself.")]];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ostler_config::{Apply, Config, ServerChange, diff, json_schema};
+use ostler_config::{Apply, Config, ServerChange, diff, in_force, json_schema};
 use proptest::prelude::*;
 
 use crate::toml;
@@ -203,6 +203,23 @@ fn a_change_of_any_key_is_noticed() {
         assert!(missing.remove(&format!("servers.NAME.{key}")), "{key} is no key, or is here twice");
     }
     assert_eq!(missing, BTreeSet::new(), "these have no value above");
+}
+
+/// What is in force after a reload differs from before in nothing that needs a restart, and from the file in nothing
+/// else.
+#[test]
+fn what_needs_a_restart_of_the_daemon_is_not_in_force_before_it() {
+    let before = config("");
+    for (key, value) in SECTION_VALUES {
+        let file = config(&format!("{key} = {value}\n[servers.new]\ncommand = 'x'"));
+        let now = in_force(&before, file.clone());
+        assert_eq!(diff(&before, &now).needs_daemon_restart().count(), 0, "{key}");
+        let left = diff(&now, &file);
+        assert!(left.daemon.iter().all(|key| key.apply == Apply::DaemonRestart), "{left}");
+        assert_eq!(left.servers.iter().filter(|(_, change)| *change != ServerChange::Unchanged).count(), 0);
+        let live = diff(&before, &file).daemon.iter().all(|key| key.apply != Apply::DaemonRestart);
+        assert_eq!(left.is_empty(), live, "{key}");
+    }
 }
 
 /// A few servers with a few keys each, as a file.

@@ -6,6 +6,7 @@
 mod events;
 mod logs;
 mod processes;
+mod reload;
 mod usage;
 mod views;
 
@@ -59,6 +60,7 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/audit", post(audit))
         .route("/api/v1/alerts", get(alerts))
+        .route("/api/v1/reload", post(reload::reload))
         .route("/api/v1/shutdown", post(shutdown))
         .route("/api/v1/openapi.json", get(openapi))
 }

@@ -80,15 +80,27 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, rungs: 
     }
 }
 
+/// How a server stands that has no instance of its own: that of the one whose instances it uses, if it does.
+fn no_instance_state(gateway: &Gateway, server: &Server, idle: &str) -> String {
+    let other = server.same_as().and_then(|name| gateway.supervisor.server(name.as_str()));
+    let first = other.and_then(|other| other.instances().into_iter().next());
+    match first {
+        Some(handle) => handle.snapshot().state.as_str(),
+        None if server.stopped() => "stopped",
+        None => idle,
+    }
+    .to_owned()
+}
+
 /// The row of a server that has no instance.
-fn no_instance(server: &Server) -> InstanceView {
+fn no_instance(gateway: &Gateway, server: &Server) -> InstanceView {
     InstanceView {
         id: server.spec.name.to_string(),
         server: server.spec.name.to_string(),
         kind: kind(server),
         generation: 0,
-        state: if server.stopped() { "stopped" } else { "idle" }.to_owned(),
-        reason: None,
+        state: no_instance_state(gateway, server, "idle"),
+        reason: server.same_as().map(|name| format!("it is the same as `{name}`, whose instances it uses")),
         scope: server.spec.scope.as_str().to_owned(),
         owner: match server.spec.scope {
             Scope::Session => "one for each session",
@@ -134,7 +146,11 @@ pub(super) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
     let rows = measured(gateway, servers.all())
         .await
         .into_iter()
-        .flat_map(|(server, views)| if views.is_empty() { vec![no_instance(&server)] } else { views });
+        // One that a reload took out is listed with what still runs of it.
+        .filter(|(server, views)| !(server.has_left() && views.is_empty()))
+        .flat_map(
+            |(server, views)| if views.is_empty() { vec![no_instance(gateway, &server)] } else { views },
+        );
     rows.collect()
 }
 
@@ -153,6 +169,7 @@ fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> Ser
     ServerView {
         name: server.spec.name.to_string(),
         kind: kind(server),
+        same_as: server.same_as().map(ToString::to_string),
         endpoint: server
             .spec
             .transport
@@ -165,7 +182,7 @@ fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> Ser
         modern: traits.modern,
         asks_back: traits.asks_back,
         state: instances.first().map_or_else(
-            || if server.stopped() { "stopped" } else { "on-demand" }.to_owned(),
+            || no_instance_state(gateway, server, "on-demand"),
             |instance| instance.state.clone(),
         ),
         instances,

@@ -92,7 +92,7 @@ fn session(context: &Context<'_>) -> Result<Arc<Session>, Refusal> {
     });
     let Some(session) = mine else {
         // 404 makes a client initialise anew ("Session Management").
-        let message = "no such session: it ended, or the daemon was restarted; send `initialize` again";
+        let message = format!("no such session: {}; send `initialize` again", why_ended(context, id));
         return Err(Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message));
     };
     match header(context.headers, PROTOCOL_VERSION).map(std::str::from_utf8) {
@@ -104,6 +104,15 @@ fn session(context: &Context<'_>) -> Result<Arc<Session>, Refusal> {
                 format!("MCP-Protocol-Version `{named}` is not one of {}", version::LEGACY.join(", "));
             Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message))
         }
+    }
+}
+
+/// Why a session that was asked for is not there.
+fn why_ended(context: &Context<'_>, id: &[u8]) -> String {
+    let farewell = |id| context.gateway.supervisor.sessions().farewell(id);
+    match std::str::from_utf8(id).ok().and_then(farewell) {
+        Some(reason) => format!("it ended, because {reason}"),
+        None => "it ended, or the daemon was restarted".to_owned(),
     }
 }
 
@@ -126,8 +135,7 @@ async fn call(
     let request = request(&connection, &session, &body, &envelope, sink);
     drop(body);
     connection.call(request, context.server.spec.call_idle).await.map_err(lost)?;
-    let settings = &supervisor.config().gateway;
-    match tokio::time::timeout(settings.sse_after, &mut first).await {
+    match tokio::time::timeout(supervisor.config().gateway.sse_after, &mut first).await {
         Ok(Ok(First::Answer(answer))) => Ok(json(StatusCode::OK, answer.message)),
         Ok(Err(_)) => Err(lost(SendError::Closed)),
         Ok(Ok(First::Stream(stream))) => {
@@ -182,7 +190,8 @@ fn respond(
     number: u64,
     reader: ostler_supervisor::stream::Reader,
 ) -> Reply {
-    let settings = &context.gateway.supervisor.config().gateway;
+    let config = context.gateway.supervisor.config();
+    let settings = &config.gateway;
     let manner = Manner {
         number,
         primed: session.version.as_str() >= PRIMED_FROM,

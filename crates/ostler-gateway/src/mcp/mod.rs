@@ -73,7 +73,7 @@ fn prepare<'a>(
     if door == Door::Tcp {
         origin::check(headers, &gateway.supervisor.config().gateway)?;
     }
-    let server = gateway.supervisor.server(name).ok_or_else(|| unknown_server(gateway, name))?;
+    let server = gateway.supervisor.server(name).ok_or_else(|| unknown_server(gateway, name, headers))?;
     if !server.spec.transport.is_mcp() {
         let message = format!("`{name}` offers no MCP here: {}", elsewhere(&server));
         return Err(Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message));
@@ -95,7 +95,12 @@ fn elsewhere(server: &Server) -> String {
     }
 }
 
-fn unknown_server(gateway: &Gateway, name: &str) -> Refusal {
+fn unknown_server(gateway: &Gateway, name: &str, headers: &HeaderMap) -> Refusal {
+    let session = header(headers, SESSION_ID).and_then(|id| std::str::from_utf8(id).ok());
+    if let Some(reason) = session.and_then(|id| gateway.supervisor.sessions().farewell(id)) {
+        let message = format!("no such session: it ended, because {reason}");
+        return Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message);
+    }
     let servers = gateway.supervisor.servers();
     let nearest = servers
         .all()
@@ -123,7 +128,8 @@ fn caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Caller, Refusal> {
 }
 
 async fn post(context: &Context<'_>, body: Incoming) -> Reply {
-    let settings = &context.gateway.supervisor.config().gateway;
+    let config = context.gateway.supervisor.config();
+    let settings = &config.gateway;
     if let Err(refusal) = check_content(context.headers) {
         return refusal.reply(None);
     }

@@ -334,6 +334,14 @@ impl<S> Mux<S> {
         self.settings.era = era;
     }
 
+    /// Calls may be silent, and last, for so long from now on; also those that run. Whoever calls this asks
+    /// [`Self::next_expiry_ms`] again.
+    pub fn set_deadlines(&mut self, call_idle_ms: u64, call_max_ms: u64, now_ms: u64) {
+        (self.settings.call_idle_ms, self.settings.call_max_ms) = (call_idle_ms, call_max_ms);
+        // The next look at the clocks reckons with these.
+        self.wake_at(now_ms);
+    }
+
     /// Whether calls go one at a time now.
     fn serial(&self) -> bool {
         self.settings.era == Era::Legacy

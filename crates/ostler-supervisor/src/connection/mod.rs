@@ -66,6 +66,8 @@ enum ToProcess {
 enum Order {
     /// Refuse new calls and tell when none runs.
     Drain(oneshot::Sender<()>),
+    /// Calls may be silent, and last, for so long from now on, in milliseconds.
+    Deadlines(u64, u64),
     /// Close standard input.
     CloseStdin,
     /// Every waiting call gets this error, and every later one too.
@@ -327,6 +329,11 @@ impl Connection {
         if self.orders.send(Order::Drain(done)).await.is_ok() {
             let _ = drained.await;
         }
+    }
+
+    /// Calls may be silent, and last, for so long from now on; also those that run.
+    pub(crate) fn set_deadlines(&self, idle_ms: u64, max_ms: u64) {
+        self.order(Order::Deadlines(idle_ms, max_ms));
     }
 
     /// Closes the process's standard input.

@@ -380,6 +380,7 @@ impl Task {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Drain(done) => self.draining.get_or_insert_default().push(done),
+            Order::Deadlines(idle_ms, max_ms) => self.mux.set_deadlines(idle_ms, max_ms, now_ms()),
             Order::CloseStdin => {
                 self.write();
                 self.stdin = None;

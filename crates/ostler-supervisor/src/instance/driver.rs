@@ -54,6 +54,8 @@ pub(crate) enum Inbox {
     Keep,
     /// Stop for good: nobody will need it again.
     Remove(String),
+    /// Its server's definition changed, in nothing that its process depends on.
+    Renewed(Arc<Server>),
     /// Say when everything that was sent before this is decided and published.
     Ask(oneshot::Sender<()>),
     /// The guard was started, or could not be.
@@ -164,8 +166,6 @@ impl Driver {
         });
         let started = to_self.try_send(Inbox::Wish(Event::Start));
         debug_assert!(started.is_ok(), "a new queue has room");
-        let policy =
-            Policy { restart: server.spec.restart.clone(), deadlines: server.spec.deadlines.clone() };
         let driver = Self {
             core: Arc::clone(core),
             server: Arc::clone(server),
@@ -173,7 +173,7 @@ impl Driver {
             owner: creation.owner,
             need: creation.need,
             on_demand: creation.on_demand,
-            machine: Instance::new(policy),
+            machine: Instance::new(policy(server)),
             log,
             handle: Arc::downgrade(&handle),
             inbox,
@@ -274,6 +274,24 @@ impl Driver {
         self.decide(Event::Stop { reason });
     }
 
+    fn renew(&mut self, server: Arc<Server>) {
+        let spec = &server.spec;
+        self.machine.set_policy(policy(&server));
+        if let Some(connection) = self.connection() {
+            connection.set_deadlines(millis(spec.call_idle), millis(spec.call_max));
+        }
+        if self.server.spec.health != spec.health {
+            // What the old probes found says nothing of what the new ones will.
+            self.health = Watch::after(&self.health, &spec.health);
+            self.ail(Ailment::Health, None);
+            if self.machine.state().serves() {
+                self.server = Arc::clone(&server);
+                self.health(HealthEvent::Ready);
+            }
+        }
+        self.server = server;
+    }
+
     fn ring(&mut self) {
         if let Some((generation, kind, _)) = self.timer.take() {
             self.decide(Event::Timer { generation, kind });
@@ -292,6 +310,7 @@ impl Driver {
             }
             Inbox::Wish(_) | Inbox::Keep => {}
             Inbox::Remove(reason) => self.remove(reason),
+            Inbox::Renewed(server) => self.renew(server),
             // Everything before it has been published: see `run`.
             Inbox::Ask(answer) => drop(answer.send(())),
             Inbox::Born(generation, Ok(guarded)) => self.born(generation, *guarded),
@@ -368,7 +387,7 @@ impl Driver {
     fn record(&self, happening: Happening) {
         self.log.push(Stream::Ostler, &happening.to_string());
         let (core, subject) = (&self.core, self.id.to_string());
-        core.alerts.hear(&subject, &happening, core.config.limits.cleanup_tries);
+        core.alerts.hear(&subject, &happening, core.config().limits.cleanup_tries);
         core.events.record(&subject, happening);
     }
 
@@ -512,9 +531,9 @@ impl Driver {
             exclusive: matches!(self.owner, Owner::Session(_)),
             concurrency: self.server.spec.concurrency,
             asks_back: self.server.traits().asks_back,
-            max_calls: self.core.config.limits.instance_calls,
-            call_idle_ms: u64::try_from(self.server.spec.call_idle.as_millis()).unwrap_or(u64::MAX),
-            call_max_ms: u64::try_from(self.server.spec.call_max.as_millis()).unwrap_or(u64::MAX),
+            max_calls: self.core.config().limits.instance_calls,
+            call_idle_ms: millis(self.server.spec.call_idle),
+            call_max_ms: millis(self.server.spec.call_max),
             // Below 2^53, which every JSON reader keeps exact.
             reverse_base: (generation.0 & 0xF_FFFF) << 32,
         };
@@ -530,7 +549,7 @@ impl Driver {
             instance: self.id.clone(),
             generation,
             settings,
-            max_message: self.core.config.gateway.max_body,
+            max_message: self.core.config().gateway.max_body,
             budget: Arc::clone(&self.core.budget),
             log: Arc::clone(&self.log),
             events: Arc::clone(&self.core.events),
@@ -832,6 +851,7 @@ impl Driver {
         self.snapshot.state = state;
         self.snapshot.generation = self.machine.generation();
         self.snapshot.restarts = self.machine.restarts();
+        self.snapshot.on_demand = self.on_demand;
         self.publish.send_replace(Arc::new(self.snapshot.clone()));
         self.server.note();
     }
@@ -844,6 +864,14 @@ pub(super) fn environment(launch: &Launch, ports: &BTreeMap<String, u16>) -> Vec
         launch.env.iter().map(|(name, value)| (name.clone(), filled(value))).collect();
     set.extend(ports.iter().map(|(name, port)| (ports::port_variable(name), port.to_string())));
     ostler_os::env::clean(&launch.inherit_env, &set, std::env::vars_os())
+}
+
+fn policy(server: &Server) -> Policy {
+    Policy { restart: server.spec.restart.clone(), deadlines: server.spec.deadlines.clone() }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes the tree down, then starts its guard.

@@ -30,6 +30,8 @@ pub(super) struct Watch {
     /// What the heartbeat showed last; with the probe while one is out.
     pulse: Arc<tokio::sync::Mutex<Pulse>>,
     timer: Option<Instant>,
+    /// The latest probe by earlier definitions.
+    asked: ProbeId,
 }
 
 impl Watch {
@@ -40,7 +42,18 @@ impl Watch {
             out: None,
             pulse: Arc::default(),
             timer: None,
+            asked: ProbeId::default(),
         }
+    }
+
+    /// By another definition than `before`; to be told [`HealthEvent::Ready`] where the instance is. An answer to an
+    /// earlier probe is no answer to a later one.
+    pub(super) fn after(before: &Self, spec: &HealthSpec) -> Self {
+        let asked = before.health.as_ref().map_or(before.asked, Health::latest_probe);
+        let mut watch = Self::new(spec);
+        watch.health = HealthPolicy::of(spec).map(|policy| Health::after(policy, asked));
+        watch.asked = asked;
+        watch
     }
 
     /// When [`Self::decide`] is to be told of a timer.

@@ -102,6 +102,8 @@ pub struct Snapshot {
     pub ended: Option<Ended>,
     /// Set when the server said it does not serve the era it was started for.
     pub wrong_era: Option<Era>,
+    /// Whether it is stopped again when it is of no use: nobody but clients wanted it.
+    pub on_demand: bool,
     /// The instance is over: it was removed, and nothing of it runs.
     pub removed: bool,
 }
@@ -121,6 +123,7 @@ impl Snapshot {
             restarts: 0,
             ended: None,
             wrong_era: None,
+            on_demand: true,
             removed: false,
         }
     }
@@ -255,6 +258,20 @@ impl InstanceHandle {
     /// Whether a session uses it, or somebody waits for it to become ready.
     pub(crate) fn is_held(&self) -> bool {
         self.holds.count() > 0
+    }
+
+    /// Ends it for good once no call of a client runs: nobody gets hold of it any more, new calls are refused, and
+    /// those that run after `patience` are told `reason`. `free` is awaited when none runs, while it is still there.
+    pub(crate) async fn retire(&self, patience: Duration, reason: &str, free: impl Future<Output = ()>) {
+        self.holds.retire();
+        if let Some(connection) = self.snapshot().connection.clone()
+            && tokio::time::timeout(patience, connection.drain()).await.is_err()
+        {
+            connection.fail(reason.to_owned());
+        }
+        free.await;
+        self.wish(Inbox::Remove(reason.to_owned())).await;
+        self.until(|snapshot| snapshot.removed).await;
     }
 
     /// Asks it to stop, and says which generation that ends; [`Self::stopped`] waits for its end.

@@ -136,7 +136,7 @@ impl Pressure {
     pub(super) fn show(&self, core: &Core, total: &Total) -> Vec<Measured> {
         let processes = Measured {
             used: core.admission.servers() as u64,
-            limit: core.config.limits.processes as u64,
+            limit: core.config().limits.processes as u64,
             ..self.processes.show()
         };
         let memory = Measured { used: total.memory_bytes, ..self.memory.show() };
@@ -154,7 +154,8 @@ impl Pressure {
         look: &Look,
         free_soon: u64,
     ) {
-        let limits = &core.config.limits;
+        let config = core.config();
+        let limits = &config.limits;
         let used = total.memory_bytes;
         self.memory.measure(core, used, limits.memory, || {
             let (used, limit) = (human_bytes(used), human_bytes(limits.memory));
@@ -210,7 +211,7 @@ impl Pressure {
     fn admission(&self, core: &Core, total: &Total) {
         let sizes = total.by_type.iter().map(|(name, (bytes, count))| (name.as_str().into(), bytes / count));
         core.admission.set_memory(MemoryLoad {
-            used: Used { used: total.memory_bytes, limit: core.config.limits.memory },
+            used: Used { used: total.memory_bytes, limit: core.config().limits.memory },
             level: self.level(),
             shortage: self.shortage.clone(),
             sizes: sizes.collect::<Sizes>(),
@@ -223,7 +224,7 @@ impl Pressure {
             return;
         }
         // So far down that it is critical no more.
-        let goal = part(core.config.limits.memory, core.config.limits.critical * (1.0 - HYSTERESIS));
+        let goal = part(core.config().limits.memory, core.config().limits.critical * (1.0 - HYSTERESIS));
         let mut bytes = used.saturating_sub(goal).saturating_sub(free_soon);
         if self.shortage.is_some() && free_soon == 0 {
             // How much would do is not known: one instance after the other.
@@ -237,12 +238,12 @@ impl Pressure {
             None => format!(
                 "all instances together use {} of {} (limits.memory)",
                 human_bytes(used),
-                human_bytes(core.config.limits.memory)
+                human_bytes(core.config().limits.memory)
             ),
         };
         let short = relief::memory(core, sessions, &Need::Bytes(bytes), &why).await;
         if short > 0 && !std::mem::replace(&mut self.told_short, true) {
-            let hint = if core.config.limits.emergency {
+            let hint = if core.config().limits.emergency {
                 "what is left may not be stopped: raise the limit, or stop a server"
             } else {
                 "what is left is in use: end sessions, stop a server, raise the limit, or set limits.emergency"

@@ -31,7 +31,7 @@ pub(super) async fn slots(core: &Arc<Core>, need: &Need) {
 
 /// Memory is short. Gives what is still missing, in bytes, when all is done that may be.
 pub(super) async fn memory(core: &Arc<Core>, sessions: &Sessions, need: &Need, why: &str) -> u64 {
-    let relief = relieve(need, &candidates(core), core.config.limits.emergency);
+    let relief = relieve(need, &candidates(core), core.config().limits.emergency);
     for action in &relief.actions {
         perform(core, Some(sessions), action, why).await;
     }

@@ -117,7 +117,8 @@ fn trees(state: &State) -> Result<(), String> {
 }
 
 fn limits(state: &State, supervisor: &Supervisor) -> Result<(), String> {
-    let limits = &supervisor.config().limits;
+    let config = supervisor.config();
+    let limits = &config.limits;
     let living = state.living().count();
     if living > limits.processes {
         return Err(format!("{living} trees live, and limits.processes is {}", limits.processes));

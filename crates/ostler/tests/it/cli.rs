@@ -88,7 +88,8 @@ fn a_configuration_error_exits_2_and_starts_nothing() {
 #[test]
 fn without_a_daemon_every_command_exits_3_and_says_what_to_do() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 14] = [
+        &["reload"],
         &["spawn", "true"],
         &["rm", "true"],
         &["ps"],

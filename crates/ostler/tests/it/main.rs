@@ -15,4 +15,5 @@ mod log_files;
 mod order;
 mod orphans;
 mod ports;
+mod reload;
 mod support;

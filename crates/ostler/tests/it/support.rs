@@ -27,16 +27,16 @@ impl Daemon {
     /// The same, after `prepare` has put things into the folder of the configuration.
     pub(crate) fn start_with(config: &str, env: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let text = if config.contains("[gateway]") {
-            config.replacen("[gateway]", "[gateway]\nlisten = \"127.0.0.1:0\"", 1)
-        } else {
-            format!("[gateway]\nlisten = \"127.0.0.1:0\"\n{config}")
-        };
-        std::fs::write(dir.path().join("ostler.toml"), text).expect("the configuration is written");
+        write_config(dir.path(), config);
         prepare(dir.path());
         let mut daemon = Self { dir, child: None };
         daemon.start_again(env);
         daemon
+    }
+
+    /// Writes another configuration over the one it was started with.
+    pub(crate) fn rewrite(&self, config: &str) {
+        write_config(self.dir.path(), config);
     }
 
     /// Starts a daemon once more in the same directories.
@@ -176,6 +176,15 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
     }
+}
+
+fn write_config(dir: &Path, config: &str) {
+    let text = if config.contains("[gateway]") {
+        config.replacen("[gateway]", "[gateway]\nlisten = \"127.0.0.1:0\"", 1)
+    } else {
+        format!("[gateway]\nlisten = \"127.0.0.1:0\"\n{config}")
+    };
+    std::fs::write(dir.join("ostler.toml"), text).expect("the configuration is written");
 }
 
 /// Asks the listener at `address` for `path`; gives the status and the body.
