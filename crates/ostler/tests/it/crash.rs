@@ -22,7 +22,8 @@ fn daemon() -> Daemon {
     let fake = ostler_testkit::fake::path();
     let server = |name: &str| {
         format!(
-            "[servers.{name}]\ncommand = \"{}\"\nargs = [\"legacy\"]\nscope = \"shared\"\n\
+            // With its name: two names for the same thing would be one process.
+            "[servers.{name}]\ncommand = \"{}\"\nargs = [\"legacy\", \"{name}\"]\nscope = \"shared\"\n\
              restart = {{ backoff = {{ min = \"{BACKOFF_MS}ms\", jitter = 0 }} }}\n",
             fake.display()
         )

@@ -4,6 +4,7 @@ mod adhoc;
 mod alerts;
 mod audit;
 mod bad_input;
+mod chaos;
 mod cli;
 mod client;
 mod crash;
