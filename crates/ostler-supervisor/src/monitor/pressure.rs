@@ -156,6 +156,7 @@ impl Pressure {
     ) {
         let config = core.config();
         let limits = &config.limits;
+        self.follow(limits);
         let used = total.memory_bytes;
         self.memory.measure(core, used, limits.memory, || {
             let (used, limit) = (human_bytes(used), human_bytes(limits.memory));
@@ -173,6 +174,15 @@ impl Pressure {
         }
         self.admission(core, total);
         self.make_room(core, sessions, used, free_soon).await;
+    }
+
+    /// A reload may have changed the thresholds.
+    fn follow(&mut self, limits: &Limits) {
+        let thresholds = Thresholds { warning: limits.warning, critical: limits.critical };
+        let disks = self.disks.iter_mut().map(|(_, dial)| dial);
+        for dial in [&mut self.memory, &mut self.processes].into_iter().chain(disks) {
+            dial.gauge.set_thresholds(thresholds);
+        }
     }
 
     /// How short of memory the machine is, whoever has it.
