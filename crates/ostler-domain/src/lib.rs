@@ -21,5 +21,5 @@ pub use instance::{
 pub use ports::{PortRange, PortWish};
 pub use server::{
     Concurrency, Deadlines, Era, HealthSpec, Heartbeat, Launch, Probe, ResourceLimits, Restart,
-    RestartPolicy, Scope, ServerSpec, StartMode, Traits, Transport,
+    RestartPolicy, Scope, ServerSpec, StartMode, Traits, Transport, Upstream, UpstreamAt,
 };

@@ -2,6 +2,7 @@
 
 mod health;
 mod resources;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 pub use health::{HealthSpec, Heartbeat, Probe};
 pub use resources::{MEMORY_WARNING, ResourceLimits};
+pub use upstream::{Upstream, UpstreamAt};
 
 use crate::ids::ServerName;
 use crate::ports::PortWish;
@@ -98,6 +100,12 @@ pub enum Transport {
     /// Ostler speaks MCP with it over its standard input and output (the default).
     #[default]
     Stdio,
+    /// Ostler speaks MCP with it over Streamable HTTP: a POST for each message.
+    Http,
+    /// Ostler speaks MCP with it over HTTP with server-sent events, the transport of 2024-11-05.
+    Sse,
+    /// Ostler speaks MCP with it over a WebSocket: a text frame for each message.
+    WebSocket,
     /// It listens by itself: its address is handed to the client, and Ostler carries none of its traffic.
     Socket,
     /// A plain process: it offers clients nothing.
@@ -109,6 +117,9 @@ impl Transport {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stdio => "stdio",
+            Self::Http => "http",
+            Self::Sse => "sse",
+            Self::WebSocket => "websocket",
             Self::Socket => "socket",
             Self::None => "none",
         }
@@ -116,7 +127,12 @@ impl Transport {
 
     /// Whether Ostler speaks MCP with it, so that it has a handshake and an endpoint.
     pub fn is_mcp(self) -> bool {
-        self == Self::Stdio
+        self == Self::Stdio || self.is_network()
+    }
+
+    /// Whether Ostler reaches it over the network: at a port of its process, or at an address.
+    pub fn is_network(self) -> bool {
+        matches!(self, Self::Http | Self::Sse | Self::WebSocket)
     }
 }
 
@@ -218,6 +234,8 @@ pub struct ServerSpec {
     pub launch: Launch,
     /// How clients reach it.
     pub transport: Transport,
+    /// Where it is reached, for a transport over the network; `None` for every other.
+    pub upstream: Option<Upstream>,
     /// Servers that are started before it and must be ready.
     pub depends_on: Vec<ServerName>,
     /// Servers that are started before it if they can be; without them it is degraded.
@@ -261,6 +279,11 @@ impl ServerSpec {
         self.start == StartMode::Eager && matches!(self.scope, Scope::Shared | Scope::Principal)
     }
 
+    /// Whether it runs elsewhere: it has an address, and no process of Ostler's.
+    pub fn is_remote(&self) -> bool {
+        matches!(&self.upstream, Some(Upstream { at: UpstreamAt::Url(_), .. }))
+    }
+
     /// A server with nothing said but its name and program: every default of the documentation.
     pub fn new(name: ServerName, command: impl Into<String>) -> Self {
         Self {
@@ -268,6 +291,7 @@ impl ServerSpec {
             name,
             launch: Launch { command: command.into(), ..Launch::default() },
             transport: Transport::default(),
+            upstream: None,
             depends_on: Vec::new(),
             wants: Vec::new(),
             ports: BTreeMap::new(),

@@ -1,5 +1,7 @@
 //! The modern HTTP headers that mirror parts of the body (2026-07-28, Streamable HTTP, "Request Metadata").
 //!
+//! As a server Ostler checks them, as a client of servers over HTTP it makes them ([`of_request`]).
+//!
 //! Whoever reads the body must refuse a request whose headers say something else, or a load balancer and the
 //! server would act on different requests.
 
@@ -39,6 +41,42 @@ pub fn decode<'h>(name: &str, value: &'h [u8]) -> Result<Cow<'h, str>, HeaderMis
         Some(decoded) => Ok(Cow::Owned(decoded)),
         None => mismatch(format!("{name} is not valid Base64 of UTF-8")),
     }
+}
+
+/// A value as a header carries it: itself where a header can, else in its `=?base64?…?=` form ("Value Encoding").
+pub fn encode(value: &str) -> Cow<'_, str> {
+    let plain = value.bytes().all(|b| matches!(b, b' '..=b'~' | b'\t'));
+    let kept = value.trim_matches([' ', '\t']).len() == value.len();
+    if plain && kept && !value.starts_with("=?base64?") {
+        return Cow::Borrowed(value);
+    }
+    Cow::Owned(format!("=?base64?{}?=", STANDARD.encode(value)))
+}
+
+/// The headers that a modern request carries to its server over HTTP, by name in lower case. `known` is what the
+/// server's tools mirror.
+pub fn of_request(envelope: &Envelope, message: &[u8], known: &ParamHeaders) -> Vec<(String, String)> {
+    let mut headers = Vec::new();
+    let mut add = |name: &str, value: &str| headers.push((name.to_owned(), encode(value).into_owned()));
+    if let Some(version) = &envelope.inner.meta.protocol_version {
+        add("mcp-protocol-version", version);
+    }
+    add("mcp-method", &envelope.method);
+    let name = match &*envelope.method {
+        "tools/call" | "prompts/get" => envelope.inner.name.as_deref(),
+        "resources/read" => envelope.inner.uri.as_deref(),
+        _ => None,
+    };
+    if let Some(name) = name {
+        add("mcp-name", name);
+    }
+    if &*envelope.method == "tools/call"
+        && let Some(tool) = name
+    {
+        let arguments = envelope.inner.arguments.clone().map(|span| &message[span]);
+        headers.extend(known.of_call(tool, arguments));
+    }
+    headers
 }
 
 /// Whether a missing header is an error: over HTTP it is; a local stdio shim has no headers to mirror.
@@ -133,6 +171,23 @@ impl ParamHeaders {
     /// Whether any tool mirrors a parameter.
     pub fn is_empty(&self) -> bool {
         self.tools.is_empty()
+    }
+
+    /// The `Mcp-Param-*` headers of a call of `tool`; `arguments` is their JSON text.
+    fn of_call(&self, tool: &str, arguments: Option<&[u8]>) -> Vec<(String, String)> {
+        let Some(mirrors) = self.tools.get(tool) else { return Vec::new() };
+        let arguments: Value =
+            arguments.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or(Value::Null);
+        let header = |mirror: &Mirror| {
+            let value = mirror.path.iter().try_fold(&arguments, |value, key| value.get(&**key))?;
+            let text = match value {
+                Value::Null => return None,
+                Value::String(text) => Cow::Borrowed(text.as_str()),
+                other => Cow::Owned(other.to_string()),
+            };
+            Some((mirror.header.to_string(), encode(&text).into_owned()))
+        };
+        mirrors.iter().filter_map(header).collect()
     }
 
     /// Checks the `Mcp-Param-*` headers of a call of `tool`; `arguments` is their JSON text.
@@ -261,5 +316,33 @@ mod tests {
         assert!(!check(r#"{"region":"eu"}"#, &[("mcp-param-region", "us")]));
         assert!(!check("{}", &[("mcp-param-region", "us")]));
         assert!(!check(r#"{"region":"eu"}"#, &[("mcp-param-region", "=?base64?ZXU?=")]));
+    }
+
+    /// What is made for a request passes the check of it.
+    #[test]
+    fn made_headers_agree_with_the_body() {
+        let mut known = ParamHeaders::default();
+        known.learn(
+            br#"{"result":{"tools":[{"name":"h\u00e9llo","inputSchema":{"type":"object","properties":{
+            "region":{"type":"string","x-mcp-header":"Region"},"n":{"type":"integer","x-mcp-header":"N"},
+            "none":{"type":"string","x-mcp-header":"None"}}}}]}}"#,
+        );
+        for region in ["eu", "d\u{fc}n ", "=?base64?ZXU?=", "", " lead", "line\nend", "\u{1F40E}"] {
+            let arguments = serde_json::json!({"region": region, "n": 42}).to_string();
+            let text = CALL.replace("\"name\"", &format!("\"arguments\":{arguments},\"name\""));
+            let envelope = envelope(&text);
+            let made = of_request(&envelope, text.as_bytes(), &known);
+            let find =
+                |name: &str| made.iter().find(|(made, _)| made == name).map(|(_, value)| value.as_bytes());
+            assert_eq!(check_standard(&envelope, find, Missing::Refuse), Ok(()), "{made:?}");
+            assert_eq!(known.check("h\u{e9}llo", Some(arguments.as_bytes()), find), Ok(()), "{made:?}");
+            assert_eq!(made.len(), 5, "{made:?}");
+            let fits = |value: &String| http_safe(value);
+            assert!(made.iter().all(|(_, value)| fits(value)), "{made:?}");
+        }
+    }
+
+    fn http_safe(value: &str) -> bool {
+        value.bytes().all(|b| matches!(b, b' '..=b'~'))
     }
 }

@@ -17,6 +17,10 @@
 //! sessions share it, so that what it asks has one owner. A call whose client gave up stays *in flight* for
 //! attribution (the process may still ask on its behalf) until it answers or [`Mux::LINGER_MS`] passes.
 //!
+//! Over Streamable HTTP each call has a stream of its own, and what comes on it belongs to that call (2025-11-25,
+//! "Sending Messages to the Server"): there the owner is known, whatever else runs, and such a server need not be
+//! given one call at a time.
+//!
 //! A request of the process is tied to a call only where that call was the only one. It outlives the call's
 //! answer, since a process may ask for something (`roots/list`) that no call needs; it ends with its own answer,
 //! its cancellation, its session, or after `timeouts.call_max`.
@@ -275,6 +279,8 @@ pub struct Mux<S> {
     loggers: BTreeSet<Ticket>,
     /// When the first clock of a call or of a request of the process may run out.
     next_expiry_ms: u64,
+    /// The call on whose own stream the message came that is looked at, over a transport that has such streams.
+    on_stream_of: Option<Ticket>,
 }
 
 impl<S> Mux<S> {
@@ -302,6 +308,7 @@ impl<S> Mux<S> {
             lingering: 0,
             loggers: BTreeSet::new(),
             next_expiry_ms: u64::MAX,
+            on_stream_of: None,
         }
     }
 

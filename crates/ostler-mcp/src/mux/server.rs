@@ -19,6 +19,13 @@ enum Owner {
 }
 
 impl<S> Mux<S> {
+    /// One message that came on the stream which answers this call, over a transport that has such streams.
+    pub fn server_message(&mut self, of: Ticket, message: Bytes, now_ms: u64, out: &mut Vec<Out<S>>) {
+        self.on_stream_of = Some(of);
+        self.server_line(message, now_ms, out);
+        self.on_stream_of = None;
+    }
+
     /// One line that the process wrote.
     pub fn server_line(&mut self, line: Bytes, now_ms: u64, out: &mut Vec<Out<S>>) {
         let Ok(envelope) = Envelope::parse(&line) else {
@@ -33,7 +40,10 @@ impl<S> Mux<S> {
     }
 
     fn server_answer(&mut self, line: &Bytes, envelope: &Envelope, now_ms: u64, out: &mut Vec<Out<S>>) {
-        let call = ticket(envelope.id_text(line)).and_then(|ticket| self.remove(ticket));
+        let answers = ticket(envelope.id_text(line));
+        // A stream that belongs to one call answers no other.
+        let mine = answers.filter(|answers| self.on_stream_of.is_none_or(|stream| stream == *answers));
+        let call = mine.and_then(|ticket| self.remove(ticket));
         let (Some(call), Some(id)) = (call, envelope.id.clone()) else {
             out.push(Out::Note(Note::Stray("answer")));
             return;
@@ -67,7 +77,7 @@ impl<S> Mux<S> {
             out.push(Out::Note(Note::Unheard));
             return;
         }
-        if !self.settings.asks_back {
+        if !self.settings.asks_back && self.on_stream_of.is_none() {
             self.settings.asks_back = true;
             out.push(Out::Note(Note::AsksBack));
         }
@@ -94,7 +104,7 @@ impl<S> Mux<S> {
             None => Message::splice(line, &[(id_span, text.as_bytes())]),
         };
         let server_token = token.map(|span| unpinned(line.slice(span)));
-        let certain = ticket.filter(|_| self.in_flight == 1);
+        let certain = ticket.filter(|_| self.in_flight == 1 || self.on_stream_of.is_some());
         self.reverse
             .insert(id, Reverse { session, server_id, server_token, ticket: certain, asked_ms: now_ms });
         self.wake_at(now_ms.saturating_add(self.settings.call_max_ms));
@@ -197,7 +207,8 @@ impl<S> Mux<S> {
     fn log_message(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
         if self.settings.era == Era::Modern {
             // Servers must not log for a request without a level, so the only one with a level owns it.
-            let mut asked = self.loggers.iter();
+            let on_stream_of = self.on_stream_of;
+            let mut asked = self.loggers.iter().filter(|asked| on_stream_of.is_none_or(|of| of == **asked));
             match (asked.next(), asked.next()) {
                 (Some(ticket), None) => {
                     let message = Message::from(unpinned(line.clone()));
@@ -267,6 +278,13 @@ impl<S> Mux<S> {
     /// Whose a message is that names nobody. Certain with one session attached and nothing left over from
     /// another, or with one call in flight; else nobody's.
     fn owner(&self) -> Owner {
+        if let Some(ticket) = self.on_stream_of {
+            return match self.calls.get(&ticket) {
+                Some(call) if call.kind.is_call() && call.sink.is_some() => Owner::Call(ticket),
+                Some(call) if call.kind.is_call() => Owner::Unknown("its call was cancelled"),
+                _ => Owner::Unknown("it came on the stream of no running call"),
+            };
+        }
         let mut sessions = self.sessions.keys();
         match (sessions.next(), sessions.next()) {
             (None, _) => Owner::Unknown("no session is attached"),

@@ -5,6 +5,7 @@
 //! message that goes astray, comes twice, is lost or is changed makes the step fail.
 
 mod model;
+mod streams;
 mod table;
 mod texts;
 

@@ -1,0 +1,97 @@
+//! Over a transport where each call has a stream of its own, the stream says whose a message is.
+
+use super::*;
+
+const ASK: &str = r#"{"jsonrpc":"2.0","id":"q","method":"sampling/createMessage","params":{}}"#;
+const CHANGED: &str = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
+
+/// Two sessions with a running call each: tickets 1 and 2.
+fn two_calls() -> Mux<Ticket> {
+    let mut mux = Mux::new(settings(Era::Legacy, false, Concurrency::Auto, false));
+    let mut out = Vec::new();
+    for ticket in [1, 2] {
+        mux.attach(ticket * 10);
+        let request = Request {
+            ticket,
+            session: Some(ticket * 10),
+            client_id: Bytes::from_static(b"\"same\""),
+            client_token: None,
+            kind: CallKind::Call,
+            special: None,
+            wants_log: false,
+            wire: Message::from(format!("call {ticket}")),
+            sink: ticket,
+        };
+        mux.request(request, 0, &mut out);
+    }
+    assert_eq!(out.iter().filter(|out| matches!(out, Out::Write(_))).count(), 2, "both run at once");
+    mux
+}
+
+fn on_stream(mux: &mut Mux<Ticket>, of: Ticket, message: &str) -> Vec<Out<Ticket>> {
+    let mut out = Vec::new();
+    mux.server_message(of, Bytes::copy_from_slice(message.as_bytes()), 1, &mut out);
+    out
+}
+
+#[test]
+fn what_comes_on_a_calls_stream_is_that_calls() {
+    let mut mux = two_calls();
+    for (of, message) in [(2, ASK), (1, CHANGED), (2, CHANGED)] {
+        let out = on_stream(&mut mux, of, message);
+        assert!(matches!(out[..], [Out::Emit { ticket, .. }] if ticket == of), "{out:?}");
+    }
+    assert!(!mux.serial(), "its calls may still overlap");
+    // The same without a stream is nobody's.
+    let mut out = Vec::new();
+    mux.server_line(Bytes::from_static(CHANGED.as_bytes()), 1, &mut out);
+    assert!(matches!(out[..], [Out::Note(Note::NotificationDropped { .. })]), "{out:?}");
+}
+
+#[test]
+fn a_stream_answers_no_call_but_its_own() {
+    let mut mux = two_calls();
+    let out = on_stream(&mut mux, 1, r#"{"jsonrpc":"2.0","id":2,"result":{}}"#);
+    assert!(matches!(out[..], [Out::Note(Note::Stray("answer"))]), "{out:?}");
+    let out = on_stream(&mut mux, 2, r#"{"jsonrpc":"2.0","id":2,"result":{}}"#);
+    assert!(matches!(out[..], [Out::Finish(2, _)]), "{out:?}");
+}
+
+#[test]
+fn what_comes_on_the_stream_of_a_cancelled_call_is_nobodys() {
+    let mut mux = two_calls();
+    mux.cancel_ticket(1, "cancelled", 1, &mut Vec::new());
+    let out = on_stream(&mut mux, 1, ASK);
+    let [Out::Write(refusal), Out::Note(Note::RequestRefused { reason, .. })] = &out[..] else {
+        panic!("{out:?}")
+    };
+    assert!(String::from_utf8_lossy(&refusal.to_bytes()).contains("-32601"));
+    assert_eq!(*reason, "its call was cancelled");
+    let out = on_stream(&mut mux, 1, CHANGED);
+    assert!(matches!(out[..], [Out::Note(Note::NotificationDropped { .. })]), "{out:?}");
+}
+
+#[test]
+fn a_modern_log_line_on_a_calls_stream_goes_to_that_call_if_it_asked_for_any() {
+    let mut mux = Mux::new(settings(Era::Modern, false, Concurrency::Auto, false));
+    let mut out = Vec::new();
+    for ticket in [1, 2, 3] {
+        let request = Request {
+            ticket,
+            session: None,
+            client_id: Bytes::from_static(b"1"),
+            client_token: None,
+            kind: CallKind::Call,
+            special: None,
+            wants_log: ticket != 3,
+            wire: Message::from(String::new()),
+            sink: ticket,
+        };
+        mux.request(request, 0, &mut out);
+    }
+    let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}"#;
+    let out = on_stream(&mut mux, 2, log);
+    assert!(matches!(out[..], [Out::Emit { ticket: 2, .. }]), "{out:?}");
+    let out = on_stream(&mut mux, 3, log);
+    assert!(matches!(out[..], [Out::Note(Note::NotificationDropped { .. })]), "{out:?}");
+}
