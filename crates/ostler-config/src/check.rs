@@ -13,6 +13,7 @@ use crate::keys::{self, Choice, Groups, Key, Kind};
 use crate::node::{Entry, Node, Value};
 use crate::source::{Place, Source};
 use crate::units::{self, UnitError};
+use crate::upstream::is_header;
 
 /// What messages call the outermost table.
 pub(crate) const FILE: &str = "the file";
@@ -164,7 +165,8 @@ impl Checker<'_> {
         match (&key.kind, &node.value) {
             (Kind::Text, Value::Text(text)) => Some(Typed::Text(text.clone())),
             (Kind::TextList, Value::List(items)) => self.list(&name, items),
-            (Kind::TextMap, Value::Map(entries)) => self.map(&name, entries),
+            (Kind::TextMap, Value::Map(entries)) => self.map(&name, entries, is_variable, not_a_variable),
+            (Kind::HeaderMap, Value::Map(entries)) => self.map(&name, entries, is_header, not_a_header),
             (Kind::Bool, Value::Bool(flag)) => Some(Typed::Bool(*flag)),
             (Kind::Count { min, max }, Value::Int(number)) => self.count(&name, node, *number, *min..=*max),
             (Kind::Fraction, Value::Float(number)) => self.number(&name, node, *number, 0.0..=1.0),
@@ -211,16 +213,22 @@ impl Checker<'_> {
         Some(Typed::List(texts))
     }
 
-    /// The only tables of texts are of environment variables, so their keys are such names.
-    fn map(&mut self, name: &str, entries: &[Entry]) -> Option<Typed> {
+    /// A table of texts, whose keys are of a kind of names.
+    fn map(
+        &mut self,
+        name: &str,
+        entries: &[Entry],
+        is_name: fn(&str) -> bool,
+        not_a_name: fn(Place, &str) -> Diagnostic,
+    ) -> Option<Typed> {
         self.duplicates(entries, name);
         let mut texts = Vec::new();
         for entry in entries {
             match entry.node.text() {
                 _ if self.out.full() => return None,
-                _ if !is_variable(&entry.key) => {
+                _ if !is_name(&entry.key) => {
                     let place = Place::new(self.source, entry.key_range.clone());
-                    self.out.error(not_a_variable(place, &entry.key));
+                    self.out.error(not_a_name(place, &entry.key));
                 }
                 Some(text) => texts.push((entry.key.clone(), text.to_owned(), self.place(&entry.node))),
                 None => {
@@ -417,12 +425,18 @@ pub(crate) fn not_a_variable(place: Place, name: &str) -> Diagnostic {
         .expected("a name without `=`, such as `GITHUB_TOKEN`")
 }
 
+fn not_a_header(place: Place, name: &str) -> Diagnostic {
+    Diagnostic::at(place, format!("`{}` cannot be the name of a header", name.escape_debug()))
+        .expected("letters, digits and dashes, such as `Authorization`")
+}
+
 /// What a kind of key takes, as messages say it.
 pub(crate) fn expected(kind: &Kind) -> String {
     match kind {
         Kind::Text => "a text in quotes".into(),
         Kind::TextList => r#"a list of texts such as `["a", "b"]`"#.into(),
         Kind::TextMap => r#"a table of texts such as `{ NAME = "value" }`"#.into(),
+        Kind::HeaderMap => r#"a table of texts such as `{ Authorization = "Bearer ..." }`"#.into(),
         Kind::Bool => "`true` or `false`".into(),
         Kind::Count { min, max } => format!("a number from {min} to {max}"),
         Kind::Fraction => "a number from 0.0 to 1.0".into(),

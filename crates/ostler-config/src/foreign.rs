@@ -47,8 +47,33 @@ const IGNORED: &[&str] = &[
 const REMOTE_KEYS: &[&str] = &["url", "serverUrl", "httpUrl"];
 
 /// Keys that are read, for the nearest name of an unknown one.
-const READ: &[&str] =
-    &["command", "args", "env", "cwd", "type", "transport", "disabled", "enabled", "url", "ostler"];
+const READ: &[&str] = &[
+    "command",
+    "args",
+    "env",
+    "cwd",
+    "type",
+    "transport",
+    "disabled",
+    "enabled",
+    "url",
+    "headers",
+    "ostler",
+];
+
+/// The words with which clients name transports, and Ostler's own for them. Those of servers that they start
+/// themselves need none.
+const TRANSPORTS: &[(&str, Option<&str>)] = &[
+    ("stdio", None),
+    ("local", None),
+    ("http", Some("http")),
+    ("streamable-http", Some("http")),
+    ("streamable_http", Some("http")),
+    ("streamableHttp", Some("http")),
+    ("sse", Some("sse")),
+    ("ws", Some("websocket")),
+    ("websocket", Some("websocket")),
+];
 
 /// A list of servers found in a file.
 struct Listing<'a> {
@@ -142,7 +167,7 @@ fn listings<'a>(source: &Arc<Source>, root: &'a Node, env: Env<'_>, out: &mut Fi
 }
 
 fn is_entry(node: &Node) -> bool {
-    ["command", "url"].iter().any(|key| node.get(key).is_some())
+    node.get("command").is_some() || REMOTE_KEYS.iter().any(|key| node.get(key).is_some())
 }
 
 fn no_shape(source: &Arc<Source>, root: &Node) -> Diagnostic {
@@ -200,6 +225,7 @@ impl Reader<'_> {
             }
             self.key(inner, &mut values);
         }
+        self.transport(&mut values);
         if let Some(own) = entry.node.get("ostler") {
             let mut checker = Checker { source: self.source, out: self.out };
             checker.table(keys::SERVER, own, &format!("`ostler` of server `{}`", entry.key), "", &mut values);
@@ -238,30 +264,29 @@ impl Reader<'_> {
         let command = node.get("command");
         for key in ["type", "transport"] {
             match node.get(key) {
-                Some(kind) if !matches!(kind.text(), Some("stdio" | "local")) => {
+                Some(kind) if transport_word(kind).is_none() => {
                     let why = format!(
                         "`{key}` is {}",
                         kind.text().map_or_else(|| kind.kind().into(), |t| format!("`{t}`"))
                     );
-                    let help =
-                        "only servers that Ostler starts itself (stdio) are available in this version yet";
-                    return self.skip(self.at(kind), &why, help);
+                    let known: Vec<_> = TRANSPORTS.iter().map(|(word, _)| format!("`{word}`")).collect();
+                    return self.skip(self.at(kind), &why, &format!("known are {}", known.join(", ")));
                 }
                 _ => {}
             }
         }
-        if command.is_none() {
-            if let Some(url) = REMOTE_KEYS.iter().find_map(|key| node.get(key)) {
-                let help = "only servers that Ostler starts itself (stdio) are available in this version yet";
-                return self.skip(self.at(url), "it is a remote server", help);
-            }
-            if let Some(source) = node.get("source").filter(|s| s.text() == Some("extension")) {
-                return self.skip(
-                    self.at(source),
-                    "an extension of the editor starts it",
-                    "give its command to use it",
-                );
-            }
+        if let Some((kind, _)) = network_word(node).filter(|_| !is_remote(node)) {
+            let help = "give its address as `url`";
+            return self.skip(self.at(kind), "it has no address", help);
+        }
+        if command.is_none()
+            && let Some(source) = node.get("source").filter(|s| s.text() == Some("extension"))
+        {
+            return self.skip(
+                self.at(source),
+                "an extension of the editor starts it",
+                "give its command to use it",
+            );
         }
         let program = command.and_then(Node::text).and_then(|c| Path::new(c).file_name());
         let first = match node.get("args").map(|a| &a.value) {
@@ -316,7 +341,18 @@ impl Reader<'_> {
                     }
                 }
             }
-            name @ ("command" | "args" | "env" | "cwd") => self.launch_key(name, &inner.node, values),
+            // Where an entry has a command and an address, its type says which of them is meant.
+            name @ ("command" | "args" | "env" | "cwd") => {
+                if !is_remote(&self.entry.node) {
+                    self.launch_key(name, &inner.node, values);
+                }
+            }
+            name if name == "headers" || REMOTE_KEYS.contains(&name) => {
+                if is_remote(&self.entry.node) {
+                    let own = if name == "headers" { name } else { "url" };
+                    self.launch_key(own, &inner.node, values);
+                }
+            }
             name @ ("disabled" | "enabled") if !matches!(inner.node.value, Value::Bool(_)) => {
                 let error =
                     Diagnostic::at(self.at(&inner.node), format!("`{name}` cannot be {}", inner.node.kind()));
@@ -342,6 +378,13 @@ impl Reader<'_> {
         }
     }
 
+    /// Of a server with an address, how it is reached where the entry says so.
+    fn transport(&mut self, values: &mut Checked) {
+        if let Some((node, word)) = network_word(&self.entry.node).filter(|_| values.contains_key("url")) {
+            values.insert("transport".into(), Found { value: Typed::Choice(word), place: self.at(node) });
+        }
+    }
+
     /// A key that means what Ostler's own of the same name does.
     fn launch_key(&mut self, name: &str, node: &Node, values: &mut Checked) {
         let Some(key) = keys::find(keys::SERVER, name) else {
@@ -350,7 +393,7 @@ impl Reader<'_> {
         if matches!(node.value, Value::Null) {
             return;
         }
-        let spelled = matches!(key.kind, Kind::TextMap).then(|| self.spelled(node));
+        let spelled = matches!(key.kind, Kind::TextMap | Kind::HeaderMap).then(|| self.spelled(node));
         let mut checker = Checker { source: self.source, out: self.out };
         if let Some(value) = checker.value(key, spelled.as_ref().unwrap_or(node)) {
             values.insert(name.to_owned(), Found { value, place: checker.place(node) });
@@ -372,6 +415,24 @@ impl Reader<'_> {
         });
         Node::new(node.range.clone(), Value::Map(entries.collect()))
     }
+}
+
+/// Whether the entry means a server that runs elsewhere.
+fn is_remote(node: &Node) -> bool {
+    REMOTE_KEYS.iter().any(|key| node.get(key).is_some())
+        && (node.get("command").is_none() || network_word(node).is_some())
+}
+
+/// What the entry says of its transport where that is one over the network, with Ostler's word for it.
+fn network_word(node: &Node) -> Option<(&Node, &'static str)> {
+    let said = ["type", "transport"].into_iter().filter_map(|key| node.get(key));
+    said.filter_map(|kind| Some((kind, transport_word(kind)??))).next()
+}
+
+/// Ostler's word for a client's transport, where it needs one; `None` for one that is not known.
+fn transport_word(node: &Node) -> Option<Option<&'static str>> {
+    let text = node.text()?;
+    TRANSPORTS.iter().find(|(word, _)| *word == text).map(|(_, own)| *own)
 }
 
 /// The nearest name that Ostler can use: what it cannot hold becomes a dash.

@@ -5,8 +5,9 @@ use std::path::Path;
 use ostler_domain::{HealthSpec, Heartbeat, Probe};
 
 use crate::diagnostic::{Diagnostic, nearest};
-use crate::server::{Builder, Stop, clean, show, transport};
+use crate::server::{Builder, Stop, clean, show};
 use crate::source::Place;
+use crate::upstream::transport_of;
 
 /// The keys that say where a probe goes, and which probes use them.
 const TARGETS: &[(&str, &[&str])] = &[
@@ -19,7 +20,7 @@ const TARGETS: &[(&str, &[&str])] = &[
 
 /// Builds the table. `cwd` is the server's working directory.
 pub(crate) fn build(builder: &mut Builder<'_>, cwd: Option<&Path>) -> Result<HealthSpec, Stop> {
-    let is_mcp = transport(builder.values.word("transport")).is_mcp();
+    let is_mcp = transport_of(builder).is_mcp();
     let word = builder.values.optional_word("health.probe").unwrap_or(if is_mcp { "mcp" } else { "none" });
     let probe = probe(builder, word, is_mcp, cwd)?;
     let values = &builder.values;
@@ -41,7 +42,9 @@ fn probe(builder: &mut Builder<'_>, word: &str, is_mcp: bool, cwd: Option<&Path>
         "mcp" if !is_mcp => {
             let message = format!("server `{}` does not speak MCP with Ostler", builder.raw.name);
             let error = Diagnostic::at(builder.values.place("health.probe"), message);
-            builder.out.error(error.help("the probe `mcp` is for `transport = \"stdio\"`; take another"));
+            builder.out.error(
+                error.help("the probe `mcp` is for servers that Ostler speaks MCP with; take another"),
+            );
             Err(Stop::Wrong)
         }
         "mcp" => Ok(Probe::Mcp),

@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Text,
     TextList,
     TextMap,
+    /// A table of texts by the names of HTTP headers.
+    HeaderMap,
     Bool,
     Count {
         min: u64,
@@ -98,10 +100,6 @@ const fn later(name: &'static str) -> Key {
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
     Choice { word, doc, available: true }
-}
-
-const fn later_choice(word: &'static str) -> Choice {
-    Choice { word, doc: "not available in this version yet", available: false }
 }
 
 const DURATION: Kind = Kind::Duration { zero: false };

@@ -31,6 +31,7 @@ mod server;
 mod source;
 mod toml;
 mod units;
+mod upstream;
 mod values;
 
 pub use config::{Config, Gateway};

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ostler_domain::{ServerName, ServerSpec};
+use ostler_domain::{ServerName, ServerSpec, Upstream, UpstreamAt};
 
 use crate::check::{Checked, Checker, FILE};
 use crate::config::{Config, Gateway};
@@ -18,7 +19,7 @@ use crate::sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions
 use crate::server::{self, RESERVED_NAME, RawServer};
 use crate::source::{Format, MAX_FILE_BYTES, Place, Source};
 use crate::values::defaults;
-use crate::{foreign, json, keys, order, toml};
+use crate::{foreign, json, keys, order, toml, upstream};
 
 /// Reads configuration files and returns the desired state they describe together.
 ///
@@ -239,7 +240,7 @@ impl<'a> Loader<'a> {
         let alerts = Alerts::build(said("alerts"), out);
         let registry = Registry::build(said("registry"));
         let reload = Reload::build(said("reload"));
-        let mut servers = self.build_servers(said("defaults"));
+        let mut servers = self.build_servers(said("defaults"), gateway.listen);
         for server in &mut servers {
             server.deadlines.kill = limits.cleanup_time;
         }
@@ -270,7 +271,7 @@ impl<'a> Loader<'a> {
     }
 
     /// The enabled servers. One that several files give is taken once if it is the same in all of them.
-    fn build_servers(&mut self, said: &Checked) -> Vec<ServerSpec> {
+    fn build_servers(&mut self, said: &Checked, listen: SocketAddr) -> Vec<ServerSpec> {
         let base = defaults(keys::SERVER);
         let mut specs: Vec<ServerSpec> = Vec::new();
         let mut first: BTreeMap<ServerName, (usize, Place)> = BTreeMap::new();
@@ -278,6 +279,12 @@ impl<'a> Loader<'a> {
             let Some(spec) = server::build(raw, said, &base, self.env, &mut self.out) else {
                 continue;
             };
+            if let Some(Upstream { at: UpstreamAt::Url(url), .. }) = &spec.upstream
+                && upstream::is_ostler_itself(url, listen)
+            {
+                itself(raw, &mut self.out);
+                continue;
+            }
             match first.get(&raw.name) {
                 None => {
                     first.insert(raw.name.clone(), (specs.len(), raw.place.clone()));
@@ -294,5 +301,20 @@ impl<'a> Loader<'a> {
         }
         order::check(&self.servers, said, &base, &mut self.out);
         specs
+    }
+}
+
+/// A client's file lists what it reaches through Ostler as well; in Ostler's own such an address would lead in a
+/// circle.
+fn itself(raw: &RawServer, out: &mut Findings) {
+    let message = format!("server `{}` is skipped: it is Ostler itself", raw.name);
+    let place = raw.values.get("url").map_or_else(|| raw.place.clone(), |found| found.place.clone());
+    let help = "list the server that the address leads to instead";
+    match raw.style {
+        Style::Foreign => out.warning(Diagnostic::at(place, message).help(help)),
+        Style::Ostler => {
+            let message = format!("`url` of server `{}` leads to Ostler itself", raw.name);
+            out.error(Diagnostic::at(place, message).help(help));
+        }
     }
 }

@@ -108,7 +108,7 @@ fn read(variable: &str, key: &Key, text: &str, out: &mut Findings) -> Option<Fou
         return None;
     }
     // Variables meant for a server are where secrets are: they are not shown.
-    let shown = if matches!(key.kind, Kind::TextMap) { "..." } else { text };
+    let shown = if matches!(key.kind, Kind::TextMap | Kind::HeaderMap) { "..." } else { text };
     let source = Source::variable(variable, shown);
     let from = variable.len() + 1;
     let node = match node(&key.kind, text) {
@@ -132,7 +132,7 @@ fn node(kind: &Kind, text: &str) -> Result<Node, (std::ops::Range<usize>, String
         Kind::Bool => text.parse().map_or_else(|_| plain(), Value::Bool),
         Kind::Count { .. } | Kind::Integer { .. } => text.parse().map_or_else(|_| plain(), Value::Int),
         Kind::Fraction | Kind::Number { .. } => text.parse().map_or_else(|_| plain(), Value::Float),
-        Kind::TextMap | Kind::Ports => return toml::parse_value(text),
+        Kind::TextMap | Kind::HeaderMap | Kind::Ports => return toml::parse_value(text),
         Kind::TextList if text.trim_start().starts_with('[') => return toml::parse_value(text),
         Kind::TextList => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

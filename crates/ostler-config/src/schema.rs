@@ -27,7 +27,7 @@ fn table(groups: Groups, doc: &str) -> Value {
     });
     // Of the tables with a `command`, a server's is the one where it is a single program.
     if keys::find(groups, "command").is_some_and(|k| matches!(k.kind, Kind::Text)) {
-        schema["required"] = json!(["command"]);
+        schema["anyOf"] = json!([{ "required": ["command"] }, { "required": ["url"] }]);
     }
     schema
 }
@@ -42,7 +42,9 @@ fn property(key: &Key) -> Value {
         }),
         Kind::Text | Kind::Address | Kind::Later => json!({ "type": "string" }),
         Kind::TextList => json!({ "type": "array", "items": { "type": "string" } }),
-        Kind::TextMap => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+        Kind::TextMap | Kind::HeaderMap => {
+            json!({ "type": "object", "additionalProperties": { "type": "string" } })
+        }
         Kind::Bool => json!({ "type": "boolean" }),
         Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         Kind::Number { min, max } => json!({ "type": "number", "minimum": min, "maximum": max }),

@@ -15,11 +15,16 @@ use crate::diagnostic::{Diagnostic, Findings, nearest};
 use crate::expand::{Env, Style, Trouble, Variables, expand};
 use crate::health;
 use crate::source::Place;
+use crate::upstream;
 use crate::values::Values;
 
 /// The part of `stop.grace` between closing standard input and SIGTERM: a fifth. Most servers end by
 /// themselves when their input does, and those that do not deserve the larger part for their clean-up.
 const STDIN_SHARE: u32 = 5;
+
+/// The same for a server on the network, at most: its session is taken back, which is one request, and no sign
+/// for its process to end.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// The name under which Ostler's own MCP server is reached.
 pub(crate) const RESERVED_NAME: &str = "ostler";
@@ -64,21 +69,30 @@ pub(crate) fn build(
     let values = Values { layers: &[&raw.values, said, base] };
     let variables = Variables { style: raw.style, folder: &raw.folder, env };
     let mut builder = Builder { raw, values, variables, out };
-    let launch = builder.launch();
+    let transport = upstream::transport_of(&builder);
+    let upstream = upstream::build(&mut builder);
+    let launch = match builder.values.is_said("url") {
+        // It runs elsewhere.
+        true => Ok(Launch::default()),
+        false => builder.launch(),
+    };
     let restart = builder.restart();
     let type_name = builder.type_name();
     let health = health::build(&mut builder, launch.as_ref().ok().and_then(|l| l.cwd.as_deref()));
     let limits = builder.resources();
-    let (Ok(launch), Some(restart), Ok(type_name), Ok(health), Ok(limits)) =
-        (launch, restart, type_name, health, limits)
+    let (Ok(launch), Ok(upstream), Some(restart), Ok(type_name), Ok(health), Ok(limits)) =
+        (launch, upstream, restart, type_name, health, limits)
     else {
         return None;
     };
     let values = builder.values;
     let grace = values.duration("stop.grace");
-    // A plain process has no input whose end could be a goodbye.
-    let stdin_grace =
-        if transport(values.word("transport")).is_mcp() { grace / STDIN_SHARE } else { Duration::ZERO };
+    let stdin_grace = match transport {
+        Transport::Stdio => grace / STDIN_SHARE,
+        transport if transport.is_network() => (grace / STDIN_SHARE).min(FAREWELL),
+        // A plain process has no input whose end could be a goodbye.
+        _ => Duration::ZERO,
+    };
     let deadlines = Deadlines {
         spawn: values.duration("timeouts.spawn"),
         handshake: values.duration("timeouts.handshake"),
@@ -91,7 +105,8 @@ pub(crate) fn build(
         name: raw.name.clone(),
         type_name,
         launch,
-        transport: transport(values.word("transport")),
+        transport,
+        upstream,
         depends_on: names(values.list("depends_on")),
         wants: names(values.list("wants")),
         ports: values.ports("ports").iter().map(|(name, wish, _)| (name.clone(), *wish)).collect(),
@@ -125,6 +140,9 @@ fn names(items: &[(String, Place)]) -> Vec<ServerName> {
 
 pub(crate) fn transport(word: &str) -> Transport {
     match word {
+        "http" => Transport::Http,
+        "sse" => Transport::Sse,
+        "websocket" => Transport::WebSocket,
         "socket" => Transport::Socket,
         "none" => Transport::None,
         _ => Transport::Stdio,

@@ -2,7 +2,7 @@
 
 use ostler_domain::{
     Concurrency, Deadlines, HealthSpec, Launch, Probe, ResourceLimits, Restart, RestartPolicy, ServerSpec,
-    StartMode,
+    StartMode, Upstream, UpstreamAt,
 };
 
 use super::Apply::{Live, Replace};
@@ -17,6 +17,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
         type_name,
         launch: old_launch,
         transport,
+        upstream,
         depends_on,
         wants,
         ports,
@@ -39,6 +40,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
     // Who shares an instance, and what counts as the same one, is settled when it is started.
     c.shown("type", Replace, type_name, &new.type_name);
     c.shown("transport", Replace, transport.as_str(), new.transport.as_str());
+    endpoint(c, upstream.as_ref(), new.upstream.as_ref());
     c.shown("scope", Replace, scope.as_str(), new.scope.as_str());
     c.shown("ports", Replace, ports, &new.ports);
     c.shown("concurrency", Replace, concurrency_word(*concurrency), concurrency_word(new.concurrency));
@@ -73,6 +75,22 @@ fn launch(c: &mut Compare, old: &Launch, new: &Launch) {
     }
     c.shown("inherit_env", Replace, inherit_env, &new.inherit_env);
     c.hidden("cwd", Replace, cwd, &new.cwd);
+}
+
+/// Addresses and headers are where secrets are, too.
+fn endpoint(c: &mut Compare, old: Option<&Upstream>, new: Option<&Upstream>) {
+    let part = |upstream: Option<&Upstream>| match upstream.map(|upstream| upstream.at.clone()) {
+        Some(UpstreamAt::Url(url)) => (Some(url), None, None),
+        Some(UpstreamAt::Port { name, path }) => (None, Some(name), Some(path)),
+        None => (None, None, None),
+    };
+    let ((old_url, old_port, old_path), (url, port, path)) = (part(old), part(new));
+    c.hidden("url", Replace, &old_url, &url);
+    c.shown("endpoint.port", Replace, &old_port, &port);
+    c.shown("endpoint.path", Replace, &old_path, &path);
+    let headers =
+        |upstream: Option<&Upstream>| upstream.map(|upstream| upstream.headers.clone()).unwrap_or_default();
+    c.hidden("headers", Replace, &headers(old), &headers(new));
 }
 
 fn restart(c: &mut Compare, old: &Restart, new: &Restart) {

@@ -2,11 +2,10 @@
 
 use super::{
     Choice, DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Key, Kind, MIB, bare, choice, key, later,
-    later_choice,
 };
 
 /// A server's table.
-pub(crate) const SERVER: Groups = &[OWN, SHARED, LATER_OWN, LATER_SHARED];
+pub(crate) const SERVER: Groups = &[OWN, SHARED, LATER_SHARED];
 
 /// What `[defaults]` takes.
 pub(crate) const DEFAULTS: Groups = &[SHARED, LATER_SHARED];
@@ -15,7 +14,7 @@ const OWN: &[Key] = &[
     bare(
         "command",
         Kind::Text,
-        "The program: a path, or a name looked up in the `PATH` the server gets. Required. No shell is involved. May hold `${...}`.",
+        "The program: a path, or a name looked up in the `PATH` the server gets. Required, but with `url`. No shell is involved. May hold `${...}`.",
     ),
     key("args", Kind::TextList, "[]", "Its arguments, one text each. May hold `${...}`."),
     key(
@@ -29,7 +28,28 @@ const OWN: &[Key] = &[
         Kind::Text,
         "Working directory; a relative one starts from the file's folder. Absent: the daemon's own, except that a project's JSON file means the project's folder. May hold `${...}`.",
     ),
-    key("transport", Kind::Choice(TRANSPORTS), r#""stdio""#, "How clients reach it."),
+    key(
+        "transport",
+        Kind::Choice(TRANSPORTS),
+        r#""stdio""#,
+        "How clients reach it. With `url` and without this: what the address says.",
+    ),
+    bare(
+        "endpoint",
+        Kind::Table(ENDPOINT),
+        "Where its own process is reached, with the transports `http`, `sse` and `websocket`.",
+    ),
+    bare(
+        "url",
+        Kind::Text,
+        "The address of a server that runs elsewhere, with the same transports; Ostler starts no process. May hold `${...}`.",
+    ),
+    key(
+        "headers",
+        Kind::HeaderMap,
+        "{}",
+        "Headers sent with every request, with the same transports. Values may hold `${...}`.",
+    ),
     bare(
         "type",
         Kind::Text,
@@ -104,17 +124,25 @@ const SHARED: &[Key] = &[
     bare("limits", Kind::Table(RESOURCES), "What one instance may use, all its processes together."),
 ];
 
-const LATER_OWN: &[Key] = &[later("url"), later("headers")];
-
 const LATER_SHARED: &[Key] = &[later("pool"), later("sandbox")];
 
 const TRANSPORTS: &[Choice] = &[
     choice("stdio", "through Ostler, which speaks MCP with it over its standard input and output"),
-    later_choice("http"),
-    later_choice("sse"),
+    choice("http", "through Ostler, over Streamable HTTP: at a port of its process, or at `url`"),
+    choice("sse", "the same over HTTP with server-sent events, the transport of 2024-11-05"),
+    choice("websocket", "the same over a WebSocket, a text frame for each message"),
     choice("socket", "directly: it listens by itself, and Ostler tells its address"),
     choice("none", "not at all: it is a plain process without MCP"),
 ];
+
+const ENDPOINT: Groups = &[&[
+    bare("port", Kind::Text, "One of its `ports`, by name. Absent: the only one it has."),
+    bare(
+        "path",
+        Kind::Text,
+        "The path at that port. Absent: `/mcp`, `/sse` or `/ws`, as the transport is. May hold `${...}`.",
+    ),
+]];
 
 const SCOPES: &[Choice] = &[
     choice("shared", "everyone: one instance for all"),
@@ -213,7 +241,7 @@ const HEALTH: Groups = &[&[
     bare(
         "probe",
         Kind::Choice(PROBES),
-        "How it is asked. Absent: `mcp` where the transport is `stdio`, else `none`.",
+        "How it is asked. Absent: `mcp` where Ostler speaks MCP with it, else `none`.",
     ),
     key("interval", DURATION, r#""30s""#, "From one probe to the next."),
     key("timeout", DURATION, r#""5s""#, "A probe without an answer for this long has failed."),

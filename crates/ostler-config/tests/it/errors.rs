@@ -35,10 +35,46 @@ fn keys_of_later_releases() {
         r#"[servers.a]
 command = "a"
 pool = { spare = 2 }
-transport = "http"
-url = "http://x"
 [defaults]
 sandbox = {}
+"#
+    ));
+}
+
+#[test]
+fn servers_on_the_network() {
+    insta::assert_snapshot!(refused(
+        r#"[servers.a]
+command = "a"
+transport = "http"
+[servers.b]
+command = "b"
+transport = "sse"
+ports = { one = "auto", two = "auto" }
+[servers.c]
+command = "c"
+transport = "http"
+ports = { web = "auto" }
+endpoint = { port = "wbe", path = "mcp" }
+[servers.d]
+url = "ftp://example.org"
+[servers.e]
+url = "https://me:secret@example.org/mcp"
+headers = { "Not a name" = "x", Accept = "x", X = "a\nb", y = "1", Y = "2" }
+[servers.f]
+url = "http://example.org/mcp"
+command = "f"
+[servers.g]
+command = "g"
+headers = { A = "x" }
+[servers.h]
+url = "http://127.0.0.1:7320/mcp/a"
+[servers.i]
+url = "http://example.org/"
+transport = "websocket"
+[servers.j]
+url = "http://example.org/"
+transport = "stdio"
 "#
     ));
 }

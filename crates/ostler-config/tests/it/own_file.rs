@@ -6,7 +6,7 @@ use std::time::Duration;
 use ostler_config::{Config, Gateway, load};
 use ostler_domain::{
     Concurrency, HealthSpec, Heartbeat, PortRange, PortWish, Probe, ResourceLimits, RestartPolicy, Scope,
-    ServerSpec, StartMode, Transport,
+    ServerSpec, StartMode, Transport, UpstreamAt,
 };
 
 use crate::{env, json, only, toml, warnings};
@@ -160,6 +160,37 @@ successes = 5
 unhealthy_after = "6s"
 port = "web"
 "#;
+
+#[test]
+fn where_a_server_on_the_network_is() {
+    let config = toml(
+        r#"[servers.a]
+command = "a"
+transport = "http"
+ports = { web = "auto" }
+[servers.b]
+command = "b"
+args = ["{port.mcp}"]
+transport = "sse"
+ports = { mcp = 9000, viewer = "auto" }
+endpoint = { port = "mcp", path = "/events?x=1" }
+headers = { Authorization = "Bearer ${env:TOKEN}" }
+[servers.c]
+url = "wss://example.org"
+"#,
+    )
+    .unwrap();
+    let [a, b, c] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    let at = |spec: &ServerSpec| spec.upstream.as_ref().unwrap().at.clone();
+    let port = |name: &str, path: &str| UpstreamAt::Port { name: name.into(), path: path.into() };
+    assert_eq!((a.transport, at(a)), (Transport::Http, port("web", "/mcp")));
+    assert_eq!((b.transport, at(b)), (Transport::Sse, port("mcp", "/events?x=1")));
+    assert_eq!(b.upstream.as_ref().unwrap().headers["authorization"], "Bearer s3cret");
+    assert_eq!((c.transport, at(c)), (Transport::WebSocket, UpstreamAt::Url("wss://example.org".into())));
+    assert!(!b.is_remote() && c.is_remote());
+    assert!([a, b, c].iter().all(|spec| spec.health.probe == Probe::Mcp));
+    assert_eq!(a.deadlines.stdin_grace, Duration::from_millis(200), "nothing but a farewell");
+}
 
 #[test]
 fn every_key_is_read() {

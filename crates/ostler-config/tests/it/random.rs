@@ -115,7 +115,7 @@ fn the_originals_are_valid_but_for_what_is_meant_to_be_wrong() {
     let toml = load_str("/s/x", TOML, Format::Toml, &env).unwrap_err();
     assert_eq!(toml.errors.len(), 1, "the name with a diaeresis only: {toml}");
     let json = load_str("/s/x", JSON, Format::Json, &env).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(json.servers.len(), 2, "{:?}", json.warnings);
+    assert_eq!(json.servers.len(), 3, "{:?}", json.warnings);
 }
 
 #[test]

@@ -130,6 +130,10 @@ const SERVER_VALUES: &[(&str, &str)] = &[
     ("env|env.A", "{ A = 'x' }"),
     ("cwd", "'/'"),
     ("transport", "'none'"),
+    ("endpoint.port", "'p'\ntransport = 'http'\nports = { p = 'auto', q = 'auto' }"),
+    ("endpoint.path", "'/x'\ntransport = 'http'\nports = { p = 'auto' }"),
+    ("url", "'http://x/'"),
+    ("headers", "{ A = 'x' }\ntransport = 'http'\nports = { p = 'auto' }"),
     ("enabled|", "false"),
     ("required", "true"),
     ("type", "'x'"),
@@ -191,7 +195,7 @@ fn a_change_of_any_key_is_noticed() {
     let server = |keys: &str| config(&format!("[servers.b]\ncommand = 'b'\n[servers.a]\n{keys}"));
     for (entry, value) in SERVER_VALUES {
         let (key, told) = entry.split_once('|').unwrap_or((entry, entry));
-        let command = if key == "command" { "" } else { "command = 'a'\n" };
+        let command = if matches!(key, "command" | "url") { "" } else { "command = 'a'\n" };
         let found = diff(&server("command = 'a'"), &server(&format!("{command}{key} = {value}")));
         let (_, change) = found.servers.iter().find(|(name, _)| name.as_str() == "a").unwrap();
         match change {

@@ -1,9 +1,10 @@
 //! The JSON files of other MCP clients, as their users have them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use ostler_config::ConfigErrors;
-use ostler_domain::{Concurrency, Scope};
+use ostler_domain::{Concurrency, Scope, Transport, UpstreamAt};
 
 use crate::{env, json, only, warnings};
 
@@ -53,19 +54,31 @@ fn cursor_and_cline_with_their_own_keys() {
       "timeout": 60,
     },
     "off": { "command": "off", "args": ["${env:NONE}"], "disabled": true },
-    "remote": { "url": "https://mcp.example.org/mcp", "headers": {} },
+    "remote": { "url": "https://mcp.example.org/mcp", "headers": { "Authorization": "Bearer ${env:TOKEN}", "X-Retry": 3 } },
+    "circle": { "url": "http://localhost:7320/mcp/db" },
   },
 }"#,
     )
     .unwrap();
-    let [db] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    let [db, remote] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    let upstream = remote.upstream.as_ref().unwrap();
+    assert_eq!(remote.transport, Transport::Http);
+    assert_eq!(upstream.at, UpstreamAt::Url("https://mcp.example.org/mcp".into()));
+    assert_eq!(
+        upstream.headers,
+        BTreeMap::from([
+            ("authorization".to_owned(), "Bearer s3cret".to_owned()),
+            ("x-retry".to_owned(), "3".to_owned()),
+        ])
+    );
+    assert!(remote.is_remote() && remote.launch.command.is_empty());
     assert_eq!(db.launch.command, "/src/shop/bin/db-mcp");
     let env: Vec<_> = db.launch.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(env, [("PORT", "5432"), ("TOKEN", "s3cret"), ("VERBOSE", "true")]);
     assert_eq!(db.launch.cwd.as_deref(), Some(Path::new("/src/shop")));
     assert_eq!(
         warnings(&config),
-        ["`timeout` of server `db` is not used", "server `remote` is skipped: it is a remote server"]
+        ["`timeout` of server `db` is not used", "server `circle` is skipped: it is Ostler itself"]
     );
 }
 
@@ -81,16 +94,28 @@ fn claude_code_project_file() {
         "/src/shop/.mcp.json",
         r#"{"mcpServers": {
             "shop": {"type": "stdio", "command": "./tools/mcp", "args": ["${TOKEN}", "${NONE:-x}", "${NONE}"], "env": {}},
-            "sentry": {"type": "http", "url": "https://mcp.sentry.dev/mcp"}
+            "sentry": {"type": "http", "url": "https://mcp.sentry.dev/mcp"},
+            "old": {"type": "sse", "url": "https://example.org/sse"},
+            "fast": {"type": "ws", "url": "wss://example.org/mcp", "command": "not-this"},
+            "none": {"type": "http"},
+            "odd": {"type": "carrier-pigeon", "url": "https://example.org/"}
         }}"#,
     )
     .unwrap();
-    let [shop] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    let [shop, sentry, old, fast] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    assert_eq!((sentry.transport, old.transport, fast.transport), {
+        (Transport::Http, Transport::Sse, Transport::WebSocket)
+    });
+    assert!(sentry.is_remote() && old.is_remote() && fast.is_remote());
     assert_eq!(shop.launch.command, "/src/shop/tools/mcp");
     assert_eq!(shop.launch.args, ["s3cret", "x", "${NONE}"]);
     assert_eq!(
         warnings(&config),
-        ["`${NONE}` stays as it is", "server `sentry` is skipped: `type` is `http`"]
+        [
+            "`${NONE}` stays as it is",
+            "server `none` is skipped: it has no address",
+            "server `odd` is skipped: `type` is `carrier-pigeon`"
+        ]
     );
 }
 
@@ -137,15 +162,19 @@ fn vs_code_workspace_file() {
     )
     .unwrap();
     let names: Vec<_> = config.servers.iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(names, ["playwright", "fetch"]);
-    assert!(config.servers.iter().all(|s| s.launch.cwd.as_deref() == Some(Path::new("/src/shop"))));
+    assert_eq!(names, ["playwright", "fetch", "github"]);
+    assert!(
+        config
+            .servers
+            .iter()
+            .all(|s| s.is_remote() || s.launch.cwd.as_deref() == Some(Path::new("/src/shop")))
+    );
     assert_eq!(
         warnings(&config),
         [
             "server `perplexity` is skipped: it needs `${input:key}`",
             "the working directory `/src/shop` does not exist",
-            "`envFile` of server `fetch` is not used",
-            "server `github` is skipped: `type` is `http`"
+            "`envFile` of server `fetch` is not used"
         ]
     );
 }
