@@ -361,6 +361,7 @@ impl fmt::Display for Happening {
             Self::Starting { generation, on_trial: true } => {
                 write!(f, "starting generation {generation}, as the one slow try of a broken server")
             }
+            Self::Started { generation, pid: 0 } => write!(f, "generation {generation} runs elsewhere"),
             Self::Started { generation, pid } => write!(f, "generation {generation} runs as process {pid}"),
             Self::Ready { after } => write!(f, "ready after {}", human(*after)),
             Self::StartFailed { cause } => write!(f, "did not start: {cause}"),

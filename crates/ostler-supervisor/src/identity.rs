@@ -26,6 +26,15 @@ pub(crate) fn identity(spec: &ServerSpec) -> String {
     }
     launch.inherit_env.iter().for_each(|name| add(name));
     add(&launch.cwd.as_deref().map(|cwd| cwd.display().to_string()).unwrap_or_default());
+    // One that is reached over the network, perhaps on another machine: where, and as whom.
+    if let Some(upstream) = &spec.upstream {
+        add(spec.transport.as_str());
+        add(&format!("{:?}", upstream.at));
+        for (name, value) in &upstream.headers {
+            add(name);
+            add(value);
+        }
+    }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

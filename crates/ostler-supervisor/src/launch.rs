@@ -5,10 +5,11 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::BytesMut;
 use ostler_os::meter::TreeRoot;
-use ostler_os::{GuardControl, GuardEvent, Guarded, Mark, SpawnError, SpawnRequest, Spawner};
+use ostler_os::{Exit, GuardControl, GuardEvent, Guarded, Mark, SpawnError, SpawnRequest, Spawner};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
@@ -71,6 +72,41 @@ pub struct Launched {
     pub mark: Mark,
 }
 
+/// What stands for the process of a server that runs elsewhere: a tree of no process, which runs from now until it
+/// is told to end, so that everything else about such a server is as it is for any other.
+pub(crate) fn elsewhere(mark: Mark) -> Launched {
+    // Room for everything that is ever said.
+    let (sender, events) = mpsc::channel(3);
+    let _ = sender.try_send(GuardEvent::Started { pid: 0, start_time: 0 });
+    let control = Box::new(Elsewhere(Mutex::new(Some(sender))));
+    let (stdin, stdout, stderr) = (Input::Nobody, Output::Nobody, Output::Nobody);
+    Launched { stdin, stdout, stderr, control, events, guard_pid: 0, guard_start: 0, mark }
+}
+
+/// See [`elsewhere`]. Says its end once.
+#[derive(Debug)]
+struct Elsewhere(Mutex<Option<mpsc::Sender<GuardEvent>>>);
+
+impl Elsewhere {
+    fn end(&self) {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            let _ = sender.try_send(GuardEvent::LeaderExited(Exit::Code(0)));
+            let _ = sender.try_send(GuardEvent::TreeEmpty);
+        }
+    }
+}
+
+impl Control for Elsewhere {
+    fn terminate(&self) {
+        self.end();
+    }
+
+    fn kill(&self) {
+        self.end();
+    }
+}
+
 impl Launcher for Spawner {
     fn launch(&self, request: SpawnRequest) -> Result<Launched, SpawnError> {
         self.spawn(request).map(Launched::from)
@@ -125,6 +161,8 @@ impl From<Guarded> for Launched {
 pub enum Input {
     /// A pipe.
     Pipe(pipe::Sender),
+    /// Nobody reads: the server runs elsewhere.
+    Nobody,
     /// Not one.
     #[cfg(feature = "sim")]
     Simulated(Box<dyn simulated::Input>),
@@ -135,6 +173,8 @@ pub enum Input {
 pub enum Output {
     /// A pipe.
     Pipe(pipe::Receiver),
+    /// Nobody writes, so it is at its end: the server runs elsewhere.
+    Nobody,
     /// Not one.
     #[cfg(feature = "sim")]
     Simulated(Box<dyn simulated::Output>),
@@ -160,6 +200,7 @@ impl Input {
     pub async fn writable(&self) -> io::Result<()> {
         match self {
             Self::Pipe(pipe) => pipe.writable().await,
+            Self::Nobody => Ok(()),
             #[cfg(feature = "sim")]
             Self::Simulated(end) => std::future::poll_fn(|context| end.poll_writable(context)).await,
         }
@@ -172,6 +213,7 @@ impl Input {
     pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Pipe(pipe) => pipe.try_write_vectored(slices),
+            Self::Nobody => Err(io::ErrorKind::BrokenPipe.into()),
             #[cfg(feature = "sim")]
             Self::Simulated(end) => end.try_write_vectored(slices),
         }
@@ -186,6 +228,7 @@ impl Output {
     pub async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Pipe(pipe) => pipe.readable().await,
+            Self::Nobody => Ok(()),
             #[cfg(feature = "sim")]
             Self::Simulated(end) => std::future::poll_fn(|context| end.poll_readable(context)).await,
         }
@@ -198,6 +241,7 @@ impl Output {
     pub fn try_read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Pipe(pipe) => pipe.try_read_buf(buffer),
+            Self::Nobody => Ok(0),
             #[cfg(feature = "sim")]
             Self::Simulated(end) => end.try_read_buf(buffer),
         }
@@ -210,6 +254,7 @@ impl Output {
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Pipe(pipe) => pipe.try_read(buffer),
+            Self::Nobody => Ok(0),
             #[cfg(feature = "sim")]
             Self::Simulated(end) => end.try_read(buffer),
         }

@@ -1,8 +1,6 @@
 //! A server's table, and what of it `[defaults]` takes.
 
-use super::{
-    Choice, DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Key, Kind, MIB, bare, choice, key, later,
-};
+use super::{Choice, DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Key, Kind, MIB, bare, choice, key, later};
 
 /// A server's table.
 pub(crate) const SERVER: Groups = &[OWN, SHARED, LATER_SHARED];

@@ -1,5 +1,5 @@
-//! The connection to one process: one task owns its standard input, its standard output and the account of
-//! who waits for what ([`ostler_mcp::mux`]).
+//! The connection to one process, or to one server on the network: one task owns the way there ([`ends`]), the way
+//! back and the account of who waits for what ([`ostler_mcp::mux`]).
 //!
 //! ```text
 //!   callers ──ToProcess (bounded)──► task ──► stdin
@@ -8,14 +8,16 @@
 //! ```
 //!
 //! The task is all of the data plane: it takes no lock that the control plane takes, and never waits for a
-//! client. A client that does not read has its stream cut; a process that does not read has its callers wait.
+//! client. What comes over the network is carried by tasks of [`crate::upstream`], which wait in its place. A client that does not read has its stream cut; a process that does not read has its callers wait.
 
+mod ends;
 mod outgoing;
 mod sink;
 mod task;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -27,6 +29,7 @@ use ostler_mcp::mux::{Answer, CallKind, NotWaiting, Note, Request, SessionKey, S
 use ostler_mcp::{Envelope, Message};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use ends::{Frame, LINK, Link};
 pub use sink::{CallSink, CallStream, First, STREAM_QUEUE, Undelivered};
 
 use crate::budget::Budget;
@@ -34,6 +37,9 @@ use crate::events::Events;
 use crate::launch::{Input, Output};
 use crate::log::Log;
 use crate::stream::ReplayStream;
+use crate::upstream::Target;
+use ends::{Reader, Writer};
+use outgoing::Outgoing;
 
 /// Messages that may wait for the task of a connection.
 const QUEUE: usize = 1024;
@@ -115,6 +121,10 @@ pub enum News {
     OutputClosed,
     /// The server closed its input: no request can reach it any more.
     InputClosed,
+    /// The stream on which the server says what belongs to no call is lost, and being asked for again.
+    StreamLost,
+    /// That stream is there again.
+    StreamBack,
 }
 
 /// A connection, as its users hold it. Dropping the last handle does not end it; the driver does.
@@ -137,6 +147,13 @@ pub(crate) struct Shared {
     param_headers: RwLock<Arc<ParamHeaders>>,
 }
 
+impl Shared {
+    /// See [`Connection::param_headers`].
+    pub(crate) fn param_headers(&self) -> Arc<ParamHeaders> {
+        Arc::clone(&self.param_headers.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
 /// A request of the gateway's own that somebody waits for.
 struct Asked<'a> {
     connection: &'a Connection,
@@ -156,12 +173,24 @@ impl Drop for Asked<'_> {
 impl Connection {
     /// Starts the task of a connection on the process's standard input and output.
     pub fn open(stdin: Input, stdout: Output, parts: Parts) -> Arc<Self> {
+        let writer = Writer::Pipe(stdin, Outgoing::default());
+        Self::start(writer, Reader::Pipe(stdout), parts, Arc::default())
+    }
+
+    /// Starts the task of a connection to a server on the network, and those that carry its messages.
+    pub(crate) fn open_upstream(target: Target, parts: Parts) -> Arc<Self> {
+        let state = Arc::new(Shared::default());
+        let Link { to_server, from_server } = crate::upstream::start(target, &parts, Arc::clone(&state));
+        let writer = Writer::Queue(to_server, VecDeque::new(), 0);
+        Self::start(writer, Reader::Queue(from_server, Vec::new()), parts, state)
+    }
+
+    fn start(writer: Writer, reader: Reader, parts: Parts, state: Arc<Shared>) -> Arc<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (orders, order_receiver) = mpsc::channel(8);
-        let state = Arc::new(Shared::default());
         let generation = parts.generation;
-        let task = task::Task::new(parts, stdin, Arc::clone(&state));
-        tokio::spawn(task.run(stdout, receiver, order_receiver));
+        let task = task::Task::new(parts, writer, Arc::clone(&state));
+        tokio::spawn(task.run(reader, receiver, order_receiver));
         Arc::new(Self {
             generation,
             sender,
@@ -190,7 +219,7 @@ impl Connection {
 
     /// The parameters that this server's tools mirror into headers.
     pub fn param_headers(&self) -> Arc<ParamHeaders> {
-        Arc::clone(&self.state.param_headers.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        self.state.param_headers()
     }
 
     /// Learns from an answer to `tools/list`; returns the cursor of the next page.

@@ -1,6 +1,6 @@
-//! The task that owns a process's standard input and output.
+//! The task that owns the two ends of a connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use ostler_mcp::{Line, Lines, SHARE_FROM, rpc};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
-use super::outgoing::{HIGH_WATER, Outgoing};
+use super::ends::{Frame, Reader, Writer};
+use super::outgoing::HIGH_WATER;
 use super::{CallSink, News, Order, Parts, Shared, ToProcess, counter};
 use crate::clock::{self, now_ms};
-use crate::launch::{Input, Output};
+use crate::launch::Output;
 use crate::log::Stream;
 use crate::stream::ReplayStream;
 
@@ -44,12 +45,14 @@ pub(super) struct Task {
     state: Arc<Shared>,
     mux: Mux<CallSink>,
     streams: HashMap<SessionKey, Arc<ReplayStream>>,
-    stdin: Option<Input>,
-    outgoing: Outgoing,
+    writer: Writer,
     /// Emptied after each use; kept for its capacity.
     out: Vec<Out<CallSink>>,
     lines: Lines,
     stdout_open: bool,
+    /// Answers to requests that came to nothing on the network, and when they are passed on, unless more is known
+    /// by then. At most one a call.
+    broken: VecDeque<(Instant, Bytes)>,
     /// A large line that waits for memory before it is passed on; reading stands still meanwhile.
     parked: Option<Bytes>,
     /// Until when a process that floods is not read.
@@ -80,6 +83,9 @@ struct Ending {
     told: bool,
 }
 
+/// Why no answer can come any more, where nothing better is known.
+const OUTPUT_CLOSED: &str = "the server closed its output";
+
 /// What woke the task.
 enum Wake {
     Order(Option<Order>),
@@ -91,7 +97,7 @@ enum Wake {
 }
 
 impl Task {
-    pub(super) fn new(parts: Parts, stdin: Input, state: Arc<Shared>) -> Self {
+    pub(super) fn new(parts: Parts, writer: Writer, state: Arc<Shared>) -> Self {
         let mux = Mux::new(parts.settings.clone());
         let lines = Lines::new(parts.max_message);
         Self {
@@ -99,11 +105,11 @@ impl Task {
             state,
             mux,
             streams: HashMap::new(),
-            stdin: Some(stdin),
-            outgoing: Outgoing::default(),
+            writer,
             out: Vec::new(),
             lines,
             stdout_open: true,
+            broken: VecDeque::new(),
             parked: None,
             slow_until: None,
             roll_call: None,
@@ -121,14 +127,14 @@ impl Task {
     /// Runs until nobody holds the connection and, where the driver said that it ends, the last answers are read.
     pub(super) async fn run(
         mut self,
-        stdout: Output,
+        mut reader: Reader,
         mut callers: mpsc::Receiver<ToProcess>,
         mut orders: mpsc::Receiver<Order>,
     ) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
         loop {
-            match self.wait(&stdout, &mut callers, &mut orders, &mut batch, alarm.as_mut()).await {
+            match self.wait(&mut reader, &mut callers, &mut orders, &mut batch, alarm.as_mut()).await {
                 Wake::Order(Some(order)) => self.obey(order),
                 Wake::Order(None) => self.let_go = true,
                 // Orders may still wait: their end is the end.
@@ -138,12 +144,15 @@ impl Task {
                     self.gather(&mut callers, &mut batch).await;
                 }
                 Wake::Writable => {}
-                Wake::Readable(ready) => self.read(&stdout, ready),
+                Wake::Readable(ready) => self.read(&mut reader, ready),
                 Wake::Memory(reservation) => self.unpark(reservation),
                 Wake::Clock => self.tick(),
             }
             self.write();
             self.publish();
+            if self.failed.is_some() {
+                reader.stop();
+            }
             if self.let_go && self.ending.is_none() {
                 break;
             }
@@ -155,14 +164,14 @@ impl Task {
 
     async fn wait(
         &self,
-        stdout: &Output,
+        reader: &mut Reader,
         callers: &mut mpsc::Receiver<ToProcess>,
         orders: &mut mpsc::Receiver<Order>,
         batch: &mut Vec<ToProcess>,
         mut alarm: Pin<&mut Sleep>,
     ) -> Wake {
         let reading = self.stdout_open && self.parked.is_none() && self.slow_until.is_none();
-        let taking = !self.callers_gone && self.outgoing.len() < HIGH_WATER;
+        let taking = !self.callers_gone && self.writer.len() < HIGH_WATER;
         let parked = self.parked.as_ref().map_or(0, Bytes::len);
         let clock = self.next_clock();
         // Set anew only when it changes: arming a timer costs more than passing a message on.
@@ -171,9 +180,9 @@ impl Task {
         }
         crate::select::select! {
             order = orders.recv(), if !self.let_go => Wake::Order(order),
-            ready = stdout.readable(), if reading => Wake::Readable(ready),
+            ready = reader.readable(), if reading => Wake::Readable(ready),
             count = callers.recv_many(batch, BATCH), if taking => Wake::Messages(count),
-            () = writable(self.stdin.as_ref()), if !self.outgoing.is_empty() => Wake::Writable,
+            () = self.writer.writable(), if !self.writer.is_empty() => Wake::Writable,
             memory = self.parts.budget.reserve(parked), if parked > 0 => Wake::Memory(memory),
             () = alarm, if clock.is_some() => Wake::Clock,
         }
@@ -197,7 +206,8 @@ impl Task {
     fn next_clock(&self) -> Option<Instant> {
         let calls = self.mux.next_expiry_ms().map(|at| clock::instant(Now(Duration::from_millis(at))));
         let ending = self.ending.as_ref().map(|ending| ending.at);
-        calls.into_iter().chain(self.slow_until).chain(self.roll_call).chain(ending).min()
+        let broken = self.broken.front().map(|(at, _)| *at);
+        calls.into_iter().chain(self.slow_until).chain(self.roll_call).chain(ending).chain(broken).min()
     }
 
     fn tick(&mut self) {
@@ -209,6 +219,9 @@ impl Task {
         }
         if self.roll_call.is_some_and(|at| at <= Instant::now()) {
             self.call_roll();
+        }
+        while let Some((_, answer)) = self.broken.pop_front_if(|(at, _)| *at <= Instant::now()) {
+            self.with_mux(|mux, now, out| mux.server_line(answer, now, out));
         }
         if let Some(ending) = self.ending.take_if(|ending| ending.at <= Instant::now()) {
             self.fail(ending.reason);
@@ -246,7 +259,7 @@ impl Task {
 
     fn perform(&mut self, action: Out<CallSink>) {
         match action {
-            Out::Write(message) => self.outgoing.push(&message),
+            Out::Write(message) => self.writer.push(message),
             Out::Finish(sink, answer) => sink.finish(answer),
             Out::Emit { ticket, message, reverse } => {
                 let delivered = self.mux.sink(ticket).is_some_and(|sink| sink.emit(message).is_ok());
@@ -281,7 +294,7 @@ impl Task {
         self.mux.undeliverable(id, why, &mut out);
         for action in out {
             if let Out::Write(message) = action {
-                self.outgoing.push(&message);
+                self.writer.push(message);
             }
         }
         let happening =
@@ -355,7 +368,7 @@ impl Task {
                 let result = self.with_mux(|mux, _, out| mux.answer(session, &body, &envelope, out));
                 let _ = done.send(result);
             }
-            ToProcess::Tell(message) => self.outgoing.push(&message),
+            ToProcess::Tell(message) => self.writer.push(message),
             ToProcess::Era(era) => self.mux.set_era(era),
         }
     }
@@ -383,11 +396,12 @@ impl Task {
             Order::Deadlines(idle_ms, max_ms) => self.mux.set_deadlines(idle_ms, max_ms, now_ms()),
             Order::CloseStdin => {
                 self.write();
-                self.stdin = None;
+                self.writer = Writer::Closed;
             }
             // What was said first says most: later orders only clear up.
             Order::Fail(_) if self.failed.is_some() || self.ending.as_ref().is_some_and(|end| end.told) => {}
             Order::Fail(reason) if self.stdout_open => {
+                self.broken.clear();
                 self.ending = Some(Ending { at: Instant::now() + END_PATIENCE, reason, told: true });
             }
             Order::Fail(reason) => self.fail(reason),
@@ -396,20 +410,49 @@ impl Task {
 
     fn fail(&mut self, reason: String) {
         self.ending = None;
+        self.broken.clear();
+        if let Writer::Queue(..) = self.writer {
+            self.writer = Writer::Closed;
+        }
         self.with_mux(|mux, _, out| mux.fail_all(&reason, out));
         self.failed = Some(reason);
     }
 
     /// Reads what is there, up to a turn's worth.
-    fn read(&mut self, stdout: &Output, ready: io::Result<()>) {
+    fn read(&mut self, reader: &mut Reader, ready: io::Result<()>) {
         if ready.is_err() {
             self.stdout_open = false;
             return;
         }
+        match reader {
+            Reader::Pipe(stdout) => self.read_lines(stdout),
+            Reader::Queue(_, frames) if frames.is_empty() => self.output_ended(OUTPUT_CLOSED),
+            Reader::Queue(_, frames) => frames.drain(..).for_each(|frame| self.pass_frame(frame)),
+        }
+        if self.rubbish_in_a_row > RUBBISH_PATIENCE {
+            self.slow_until = Some(Instant::now() + RUBBISH_PAUSE);
+        }
+    }
+
+    fn pass_frame(&mut self, frame: Frame) {
+        match frame {
+            Frame::Message { text, of: Some(ticket) } => {
+                self.with_mux(|mux, now, out| mux.server_message(ticket, text, now, out));
+            }
+            Frame::Message { text, of: None } => self.pass(text),
+            // It ends, and all its calls with it: what the driver said of that says more.
+            Frame::Broken(_) if self.ending.as_ref().is_some_and(|ending| ending.told) => {}
+            Frame::Broken(answer) => self.broken.push_back((Instant::now() + END_PATIENCE, answer)),
+            Frame::Closed(why) if self.stdout_open => self.output_ended(&why),
+            Frame::Closed(_) => {}
+        }
+    }
+
+    fn read_lines(&mut self, stdout: &Output) {
         let mut read = 0;
         while read < READ_TURN && self.parked.is_none() {
             match stdout.try_read_buf(self.lines.space()) {
-                Ok(0) => return self.output_ended(),
+                Ok(0) => return self.output_ended(OUTPUT_CLOSED),
                 Ok(count) => {
                     read += count;
                     self.pass_lines();
@@ -417,12 +460,9 @@ impl Task {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     tracing::warn!(instance = %self.parts.instance, %error, "standard output cannot be read");
-                    return self.output_ended();
+                    return self.output_ended(OUTPUT_CLOSED);
                 }
             }
-        }
-        if self.rubbish_in_a_row > RUBBISH_PATIENCE {
-            self.slow_until = Some(Instant::now() + RUBBISH_PAUSE);
         }
     }
 
@@ -467,7 +507,7 @@ impl Task {
     }
 
     /// The process closed its output: no answer can come any more, whether or not it lives on.
-    fn output_ended(&mut self) {
+    fn output_ended(&mut self, reason: &str) {
         self.stdout_open = false;
         let lines = std::mem::replace(&mut self.lines, Lines::new(self.parts.max_message));
         if let Some(rest) = lines.rest() {
@@ -476,7 +516,7 @@ impl Task {
         match self.ending.take_if(|ending| ending.told) {
             // The last answer has been read.
             Some(ending) => self.fail(ending.reason),
-            None => self.closed("the server closed its output", News::OutputClosed),
+            None => self.closed(reason, News::OutputClosed),
         }
     }
 
@@ -494,19 +534,9 @@ impl Task {
     }
 
     fn write(&mut self) {
-        let Some(stdin) = &self.stdin else {
-            self.outgoing = Outgoing::default();
-            return;
-        };
-        match self.outgoing.write_with(|slices| stdin.try_write_vectored(slices)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // The process closed its input; its end is reported by the guard.
-            Err(_) => {
-                self.stdin = None;
-                self.outgoing = Outgoing::default();
-                self.closed("the server does not take requests any more", News::InputClosed);
-            }
+        // A process that closed its input: its end is reported by the guard.
+        if self.writer.write().is_err() {
+            self.closed("the server does not take requests any more", News::InputClosed);
         }
     }
 
@@ -521,14 +551,6 @@ impl Task {
                 let _ = done.send(());
             }
         }
-    }
-}
-
-/// Resolves when the pipe takes bytes again; never for one that is closed.
-async fn writable(stdin: Option<&Input>) {
-    match stdin {
-        Some(stdin) => drop(stdin.writable().await),
-        None => std::future::pending().await,
     }
 }
 

@@ -9,6 +9,8 @@ pub(super) enum Ailment {
     Dependency,
     /// It closed its input or output.
     Closed,
+    /// The stream on which it speaks by itself is lost.
+    Stream,
     /// Probes of its health failed.
     Health,
     /// It uses much memory.

@@ -14,7 +14,7 @@ use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
-use ostler_domain::{Era, Generation, InstanceId, Launch, PortWish, ports};
+use ostler_domain::{Era, Generation, InstanceId, Launch, PortWish, Transport, ports};
 use ostler_mcp::mux::Settings;
 use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
@@ -38,12 +38,16 @@ use crate::log::{Log, Stream};
 use crate::monitor::Found;
 use crate::ports::{Given, Holder};
 use crate::server::Server;
+use crate::upstream::Target;
 
 /// Wishes and reports that may wait for a driver.
 const QUEUE: usize = 256;
 
 /// How long a server that closed its input or output has to end by itself.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
+
+/// What is wrong with a server on the network that cannot speak by itself.
+const STREAM_LOST: &str = "the stream on which the server speaks by itself is lost";
 
 /// What a driver is told.
 #[derive(Debug)]
@@ -122,6 +126,8 @@ pub(crate) struct Driver {
     running: Option<Running>,
     /// The generation being spawned, and whether it is to be killed as soon as it is there.
     spawning: Option<(Generation, bool)>,
+    /// Where the generation being spawned will be reached over the network.
+    target: Option<Target>,
     timer: Option<(Generation, TimerKind, Instant)>,
     snapshot: Snapshot,
     publish: watch::Sender<Arc<Snapshot>>,
@@ -180,6 +186,7 @@ impl Driver {
             to_self,
             running: None,
             spawning: None,
+            target: None,
             timer: None,
             snapshot,
             publish,
@@ -323,6 +330,10 @@ impl Driver {
             Inbox::Opened(generation, result) => self.opened(generation, result),
             Inbox::Drained(generation) => self.decide(Event::Drained { generation }),
             Inbox::News(_, News::AsksBack) => self.server.learn(&self.core, |traits| traits.asks_back = true),
+            Inbox::News(generation, News::StreamLost) => {
+                self.stream(generation, Some(STREAM_LOST.to_owned()))
+            }
+            Inbox::News(generation, News::StreamBack) => self.stream(generation, None),
             Inbox::News(generation, News::OutputClosed) => self.closed(generation, "output"),
             Inbox::News(generation, News::InputClosed) => self.closed(generation, "input"),
             Inbox::Probed(probe, result) => self.health(HealthEvent::Answered { probe, result }),
@@ -441,14 +452,21 @@ impl Driver {
 
     fn spawn(&mut self, generation: Generation) {
         self.spawning = Some((generation, false));
-        match self.core.ports.allocate(&self.server.spec.ports, &self.holder(generation)) {
-            Ok(ports) => self.snapshot.ports = ports,
-            Err(error) => {
-                let born = Inbox::Born(generation, Err(error.to_string()));
+        match self.find_place(generation) {
+            Ok(target) => self.target = target,
+            Err(why) => {
+                let born = Inbox::Born(generation, Err(why));
                 let to_self = self.to_self.clone();
                 tokio::spawn(async move { to_self.send(born).await });
                 return;
             }
+        }
+        if self.server.spec.is_remote() {
+            // Nothing is started, so nothing is written down that would have to be ended.
+            let born = Inbox::Born(generation, Ok(Box::new(crate::launch::elsewhere(crate::random::mark()))));
+            let to_self = self.to_self.clone();
+            tokio::spawn(async move { to_self.send(born).await });
+            return;
         }
         let request = self.request();
         let record = TreeRecord {
@@ -466,6 +484,14 @@ impl Driver {
             let born = start(&core, request, record).await;
             let _ = done.send(Inbox::Born(generation, born)).await;
         });
+    }
+
+    /// Its ports, and where it will be reached over the network, if it is.
+    fn find_place(&mut self, generation: Generation) -> Result<Option<Target>, String> {
+        let spec = &self.server.spec;
+        let ports = self.core.ports.allocate(&spec.ports, &self.holder(generation));
+        self.snapshot.ports = ports.map_err(|error| error.to_string())?;
+        Target::of(spec, &self.snapshot.ports)
     }
 
     /// As what it holds ports.
@@ -495,13 +521,14 @@ impl Driver {
 
     fn born(&mut self, generation: Generation, guarded: Launched) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
-        let connection = if !self.server.spec.transport.is_mcp() {
-            // Nobody writes to a plain process: its input is at its end from the start.
+        let connection = if self.server.spec.transport == Transport::Stdio {
+            Some(Connection::open(guarded.stdin, guarded.stdout, self.parts(generation)))
+        } else {
+            // Nobody writes to a plain process, or to one that listens: its input is at its end from the start.
             drop(guarded.stdin);
             tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log)));
-            None
-        } else {
-            Some(Connection::open(guarded.stdin, guarded.stdout, self.parts(generation)))
+            let target = self.target.take();
+            target.map(|target| Connection::open_upstream(target, self.parts(generation)))
         };
         tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)));
         self.listen(generation, guarded.events);
@@ -509,7 +536,8 @@ impl Driver {
             guarded.control.kill();
         }
         let tree = TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start };
-        self.snapshot.tree = Some(GuardedTree { root: tree, mark: guarded.mark });
+        // A server that runs elsewhere has none.
+        self.snapshot.tree = (tree.guard_pid != 0).then_some(GuardedTree { root: tree, mark: guarded.mark });
         self.running = Some(Running {
             generation,
             mark: guarded.mark,
@@ -538,7 +566,7 @@ impl Driver {
             reverse_base: (generation.0 & 0xF_FFFF) << 32,
         };
         // Room for each kind of news once.
-        let (news, mut heard) = mpsc::channel(3);
+        let (news, mut heard) = mpsc::channel(5);
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
             while let Some(news) = heard.recv().await {
@@ -580,7 +608,7 @@ impl Driver {
                 tokio::spawn(async move {
                     warn_ledger(ledger.set_leader(mark, ProcessKey { pid, start: start_time }).await);
                 });
-                self.snapshot.pid = Some(pid);
+                self.snapshot.pid = Some(pid).filter(|pid| *pid != 0);
                 self.snapshot.started_ms = Some(clock::now_ms());
                 let ready = running.is_ready_at_once(&self.snapshot.ports);
                 self.decide(Event::Spawned { generation, pid });
@@ -668,11 +696,20 @@ impl Driver {
             }
             let (connection, done) = (running.connection.clone(), driver.to_self.clone());
             let (need, core) = (driver.need.clone(), Arc::clone(&driver.core));
+            let on_network = driver.server.spec.transport.is_network();
             tokio::spawn(async move {
+                let listens = || async move {
+                    // One that runs elsewhere has no port of this machine.
+                    if ports.is_empty() { Ok(()) } else { core.ports.listening(tree, ports).await }
+                };
                 let result = match connection {
-                    Some(connection) => handshake::open(&connection, &need).await.map(Some),
-                    // Ready once it is seen to listen where it was told to.
-                    None => core.ports.listening(tree, ports).await.map(|()| None).map_err(Failed::Theft),
+                    Some(connection) if !on_network => handshake::open(&connection, &need).await.map(Some),
+                    // Spoken with once it is seen to listen where it was told to: nobody else is told anything.
+                    Some(connection) => match listens().await {
+                        Ok(()) => handshake::open(&connection, &need).await.map(Some),
+                        Err(theft) => Err(Failed::Theft(theft)),
+                    },
+                    None => listens().await.map(|()| None).map_err(Failed::Theft),
                 };
                 let _ = done.send(Inbox::Opened(generation, result)).await;
             });
@@ -802,6 +839,13 @@ impl Driver {
                 self.record(Happening::LimitHit { what: what.clone() });
                 self.decide(Event::Unhealthy { generation, reason: what });
             }
+        }
+    }
+
+    /// The stream of a server on the network is lost, or there again.
+    fn stream(&mut self, generation: Generation, trouble: Option<String>) {
+        if self.running.as_ref().is_some_and(|running| running.generation == generation) {
+            self.ail(Ailment::Stream, trouble);
         }
     }
 

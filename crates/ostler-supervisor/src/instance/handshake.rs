@@ -73,7 +73,19 @@ pub async fn open(connection: &Connection, need: &Need) -> Result<Opened, Failed
 
 async fn probe(connection: &Connection) -> Result<Discovery, Failed> {
     let answer = connection.ask(|ticket| version::modern_request(ticket, "server/discover", "")).await?;
+    reached(&answer)?;
     Ok(version::discovery(&answer))
+}
+
+/// Whether an answer is the server's own. One of Ostler's says that the server was not reached, or went away, and
+/// nothing of its era.
+fn reached(answer: &Answer) -> Result<(), Failed> {
+    if answer.kind != Kind::Error(rpc::INSTANCE_LOST) {
+        return Ok(());
+    }
+    let said: Option<serde_json::Value> = serde_json::from_slice(&answer.message.to_bytes()).ok();
+    let why = said.as_ref().and_then(|said| said["error"]["message"].as_str());
+    Err(Failed::Other(why.map_or_else(|| excerpt(answer), str::to_owned)))
 }
 
 /// A legacy server answers `initialize`. One that refuses it is asked whether it is modern, so that "wrong
@@ -81,6 +93,7 @@ async fn probe(connection: &Connection) -> Result<Discovery, Failed> {
 async fn legacy(connection: &Connection, params: &str) -> Result<Opened, Failed> {
     connection.settle_era(Era::Legacy).await;
     let answer = connection.ask(|ticket| version::initialize(ticket, params)).await?;
+    reached(&answer)?;
     if let Some(opened) = initialized(connection, &answer).await {
         return Ok(opened);
     }

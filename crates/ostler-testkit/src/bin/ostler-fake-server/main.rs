@@ -1,4 +1,4 @@
-//! A fake MCP server over stdio, made to show who owns what: whatever it says about a call carries that call's
+//! A fake MCP server, over stdio or at a port, made to show who owns what: whatever it says about a call carries that call's
 //! `tag`. For tests of what stands between it and its clients.
 //!
 //! `ostler-fake-server [WORD...]`:
@@ -8,6 +8,11 @@
 //! | `legacy`        | knows only `initialize`                                                        |
 //! | `modern`        | knows only revision 2026-07-28                                                 |
 //! | `listen PORT`   | is no MCP server: says its process id to whoever connects there; 98 if it cannot |
+//! | `http PORT`, `sse PORT`, `ws PORT` | serves there, and not over stdio; 98 if it cannot            |
+//! | `json`          | with `http`: answers with JSON and not with streams                            |
+//! | `slow`          | with `http`: each message comes in small pieces                                |
+//! | `no-stream`     | with `http`: offers no stream for what belongs to no call                      |
+//! | `secret WORD`   | with `http`: answers only requests with `Authorization: WORD`                  |
 //! | `silent-cancel` | does not answer a cancelled call, as the TypeScript SDK does; without it the   |
 //! |                 | call gets an error, as from the Python SDK                                     |
 //!
@@ -24,13 +29,20 @@
 //! | `say{text}`               | writes `text` on standard error                                               |
 //! | `crash{code}`, `crash{signal}` | ends at once                                                             |
 //! | `big{bytes}`              | a result of that size                                                         |
+//! | `cut{tag}`                | loses its connection after progress; the answer is for who comes back (`http`)|
+//! | `cut-stream{times}`       | loses the stream of what belongs to no call, and refuses it so often (`http`) |
+//! | `forget`                  | knows its session no more (`http`)                                            |
 //! | `state`                   | what it has seen; see [`Seen`]                                                |
+
+mod http;
+mod websocket;
+mod wire;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufRead as _, Write as _};
 use std::net::TcpListener;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,6 +63,14 @@ fn main() -> ExitCode {
         return serve_pid(port.parse().expect("a port"));
     }
     let server = Arc::new(Fake { words, ..Fake::default() });
+    for (word, sse) in [("http", false), ("sse", true)] {
+        if let Some(port) = server.after(word) {
+            return http::serve(Arc::clone(&server), port.parse().expect("a port"), sse);
+        }
+    }
+    if let Some(port) = server.after("ws") {
+        return websocket::serve(&server, port.parse().expect("a port"));
+    }
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         match serde_json::from_str::<Value>(&line) {
@@ -109,35 +129,56 @@ struct Fake {
     listening: Mutex<BTreeMap<String, (Value, HashSet<String>)>>,
     /// Legacy subscriptions.
     watched: Mutex<HashSet<String>>,
+    /// How often the stream of what belongs to no call is still refused.
+    refusals: AtomicU64,
+    /// Whether it knows its session no more.
+    forgot: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn send(message: &Value) {
-    let mut line = message.to_string();
-    line.push('\n');
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
-}
-
 fn answer(id: &Value, result: &Result<Value, (i64, String)>) {
-    send(&match result {
+    let message = match result {
         Ok(result) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
         Err((code, message)) => {
             json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}})
         }
-    });
+    };
+    wire::send_for(Some(&id.to_string()), &message);
 }
 
 fn notify(method: &str, params: &Value) {
-    send(&json!({"jsonrpc": "2.0", "method": method, "params": params}));
+    wire::send(&notification(method, params));
+}
+
+fn notification(method: &str, params: &Value) -> Value {
+    json!({"jsonrpc": "2.0", "method": method, "params": params})
 }
 
 impl Fake {
     fn is(&self, word: &str) -> bool {
         self.words.iter().any(|given| given == word)
+    }
+
+    /// The word that follows this one.
+    fn after(&self, word: &str) -> Option<&str> {
+        let at = self.words.iter().position(|given| given == word)?;
+        self.words.get(at + 1).map(String::as_str)
+    }
+
+    fn secret(&self) -> Option<&str> {
+        self.after("secret")
+    }
+
+    fn forgets(&self) -> bool {
+        self.forgot.load(Ordering::Relaxed)
+    }
+
+    fn refuses_stream(&self) -> bool {
+        let less = |left: u64| left.checked_sub(1);
+        self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 
     fn hear(self: &Arc<Self>, message: Value) {
@@ -181,7 +222,8 @@ impl Fake {
         let replaced = listening.insert(id.to_string(), (id.clone(), addresses));
         lock(&self.seen).duplicate_ids += u64::from(replaced.is_some());
         let params = json!({"_meta": {SUBSCRIPTION: id}, "notifications": filter});
-        notify("notifications/subscriptions/acknowledged", &params);
+        let acknowledged = notification("notifications/subscriptions/acknowledged", &params);
+        wire::send_for(Some(&id.to_string()), &acknowledged);
     }
 
     fn call(self: &Arc<Self>, id: &Value, params: &Value) {
@@ -234,6 +276,7 @@ struct Call {
 
 impl Call {
     fn run(self) {
+        wire::speak_for(&self.id);
         let arguments = &self.params["arguments"];
         let result = match self.params["name"].as_str().unwrap_or_default() {
             "echo" => Some(content(&text(arguments, "text"))),
@@ -257,6 +300,16 @@ impl Call {
             }
             "crash" => crash(arguments),
             "big" => Some(content(&"x".repeat(number(arguments, "bytes")))),
+            "cut" => Some(self.cut(&text(arguments, "tag"))),
+            "cut-stream" => {
+                self.fake.refusals.store(number(arguments, "times") as u64, Ordering::Relaxed);
+                wire::cut_common();
+                Some(content("cut"))
+            }
+            "forget" => {
+                self.fake.forgot.store(true, Ordering::Relaxed);
+                Some(content("forgot"))
+            }
             "state" => Some(self.state()),
             other => Some(Err((-32602, format!("no tool `{other}`")))),
         };
@@ -306,6 +359,13 @@ impl Call {
         Some(content(&tag))
     }
 
+    fn cut(&self, tag: &str) -> Result<Value, (i64, String)> {
+        self.notify_progress(1, 2, tag);
+        let was_cut = wire::cut();
+        self.notify_progress(2, 2, tag);
+        content(if was_cut { tag } else { "there was nothing to cut" })
+    }
+
     fn ask(&self, arguments: &Value) -> Result<Value, (i64, String)> {
         let tag = text(arguments, "tag");
         let (method, mut params) = match arguments["kind"].as_str().unwrap_or("sampling") {
@@ -322,7 +382,7 @@ impl Call {
         }
         let (asker, heard) = channel();
         lock(&self.fake.asked).insert(id, asker);
-        send(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}));
+        wire::send(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}));
         let mut progress = Vec::new();
         loop {
             match heard.recv_timeout(ANSWER_PATIENCE) {
@@ -344,11 +404,13 @@ impl Call {
         for (id, addresses) in lock(&self.fake.listening).values() {
             if addresses.contains(uri) {
                 let params = json!({"uri": uri, "_meta": {SUBSCRIPTION: id}});
-                notify("notifications/resources/updated", &params);
+                let updated = notification("notifications/resources/updated", &params);
+                wire::send_for(Some(&id.to_string()), &updated);
             }
         }
         if lock(&self.fake.watched).contains(uri) {
-            notify("notifications/resources/updated", &json!({"uri": uri}));
+            // Of no call, though it is one that touched it.
+            wire::send_for(None, &notification("notifications/resources/updated", &json!({"uri": uri})));
         }
         content(uri)
     }
@@ -420,8 +482,9 @@ fn discover() -> Value {
 }
 
 fn tools() -> Value {
-    let names =
-        ["echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "state"];
+    let names = [
+        "echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "cut", "state",
+    ];
     let tools: Vec<Value> =
         names.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
     json!({"resultType": "complete", "ttlMs": 0, "cacheScope": "private", "tools": tools})

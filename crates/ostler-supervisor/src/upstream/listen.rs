@@ -1,0 +1,145 @@
+//! The stream on which a legacy server says what belongs to no call (2025-11-25, Streamable HTTP, "Listening for
+//! Messages from the Server").
+//!
+//! A server need not offer it. One that does is asked for it again when it is lost, ever more slowly; meanwhile the
+//! instance counts as degraded, because nothing that the server says by itself can arrive.
+
+use std::time::Duration;
+
+use http::header::ACCEPT;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use ostler_mcp::Sse;
+use tokio::time::Instant;
+
+use super::body::{Events, Unread, is};
+use super::client::{EVENTS, Pieces};
+use super::http::Way;
+use crate::connection::{Frame, News};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The first and the longest pause before a stream is asked for again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// A stream that held for so long was a good one: the next is asked for soon.
+const GOOD: Duration = Duration::from_secs(10);
+
+/// The pauses between attempts: each twice the one before, unless the server asks for another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+    /// What the server asked for.
+    least: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: PAUSE.0, least: Duration::ZERO }
+    }
+}
+
+impl Backoff {
+    /// The pause before the next attempt.
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = self.next.max(self.least);
+        self.next = (self.next * 2).min(PAUSE.1);
+        pause
+    }
+
+    /// The server asks to be left alone for so long; no longer than it would be anyway.
+    pub(super) fn asked(&mut self, ms: u64) {
+        self.least = Duration::from_millis(ms).min(PAUSE.1);
+    }
+
+    /// The same with the pauses starting over.
+    pub(super) fn fresh(self) -> Self {
+        Self { next: PAUSE.0, ..self }
+    }
+}
+
+/// Asks for a stream, or for the rest of one after the event with this id.
+///
+/// # Errors
+/// What went wrong on the way.
+pub(super) async fn open(way: &Way, after: Option<&str>) -> Result<Response<Incoming>, String> {
+    let mut headers: HeaderMap = way.session.headers();
+    headers.insert(ACCEPT, EVENTS);
+    if let Some(id) = after.and_then(|id| HeaderValue::try_from(id).ok()) {
+        headers.insert(LAST_EVENT_ID, id);
+    }
+    way.client.send(Method::GET, &way.uri, &headers, Pieces::default()).await
+}
+
+/// Follows the stream for as long as it is offered.
+pub(super) async fn run(way: Way) {
+    let (mut backoff, mut last_id, mut lost, mut had) = (Backoff::default(), None::<String>, false, false);
+    loop {
+        match open(&way, last_id.as_deref()).await {
+            Ok(answer) if answer.status() == StatusCode::OK && is(answer.headers(), "text/event-stream") => {
+                if std::mem::take(&mut lost) {
+                    way.context.tell(News::StreamBack).await;
+                }
+                had = true;
+                let began = Instant::now();
+                let mut events =
+                    Events::new(answer.into_body(), way.context.max_message, &way.context.budget);
+                let why = follow(&way, &mut events, &mut backoff).await;
+                last_id = events.last_id().map(str::to_owned).or(last_id);
+                if began.elapsed() >= GOOD {
+                    backoff = backoff.fresh();
+                }
+                tracing::debug!(instance = %way.context.instance, why, "the stream of a server ended");
+            }
+            // It offers none: 405 says so, and others mean it.
+            Ok(answer) if !had && answer.status().is_client_error() => return,
+            Ok(answer) => {
+                let why = format!("HTTP {}", answer.status());
+                report(&way, &mut lost, &why).await;
+            }
+            Err(why) => report(&way, &mut lost, &why).await,
+        }
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// It is lost once it could not be had again: a server may close it now and then.
+async fn report(way: &Way, lost: &mut bool, why: &str) {
+    way.context.events.count("upstream.stream_lost");
+    if !std::mem::replace(lost, true) {
+        way.context.note(&format!("the server's stream is lost: {why}; it is asked for again"));
+        way.context.tell(News::StreamLost).await;
+    }
+}
+
+/// Passes on what it says; returns why it ended.
+async fn follow(way: &Way, events: &mut Events, backoff: &mut Backoff) -> String {
+    loop {
+        match events.next().await {
+            Ok(Some(Sse::Event { data, .. })) if data.is_empty() => {}
+            Ok(Some(Sse::Event { data, .. })) => {
+                way.context.give(Frame::Message { text: data, of: None }).await
+            }
+            Ok(Some(Sse::Retry(ms))) => backoff.asked(ms),
+            Ok(Some(Sse::TooLong(bytes))) => drop(way.context.too_long(bytes)),
+            Ok(None) => return "the server closed it".to_owned(),
+            Err(Unread::Broken(why)) => return why,
+            Err(_) => return "there is no memory for what it says (gateway.body_memory)".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_the_server_may_ask_for_longer_ones() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<u128> = (0..12).map(|_| backoff.next().as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000, 30_000]);
+        backoff.asked(5_000);
+        let mut fresh = backoff.fresh();
+        assert_eq!((fresh.next().as_millis(), fresh.next().as_millis()), (5_000, 5_000));
+        fresh.asked(u64::MAX);
+        assert_eq!(fresh.next(), PAUSE.1, "but not for ever");
+    }
+}
