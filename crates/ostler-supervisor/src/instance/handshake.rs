@@ -83,9 +83,14 @@ fn reached(answer: &Answer) -> Result<(), Failed> {
     if answer.kind != Kind::Error(rpc::INSTANCE_LOST) {
         return Ok(());
     }
+    Err(Failed::Other(told(answer)))
+}
+
+/// The text of an error.
+pub(super) fn told(answer: &Answer) -> String {
     let said: Option<serde_json::Value> = serde_json::from_slice(&answer.message.to_bytes()).ok();
     let why = said.as_ref().and_then(|said| said["error"]["message"].as_str());
-    Err(Failed::Other(why.map_or_else(|| excerpt(answer), str::to_owned)))
+    why.map_or_else(|| excerpt(answer), str::to_owned)
 }
 
 /// A legacy server answers `initialize`. One that refuses it is asked whether it is modern, so that "wrong

@@ -9,11 +9,11 @@ use http_body_util::Empty;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use ostler_domain::{Era, Heartbeat, Launch, Probe, ports};
-use ostler_mcp::Message;
-use ostler_mcp::version;
+use ostler_mcp::{Kind, Message, rpc, version};
 use tokio::net::TcpStream;
 
 use super::driver::environment;
+use super::handshake;
 use crate::connection::Connection;
 use crate::launch::Launcher;
 use crate::log::Log;
@@ -49,7 +49,7 @@ pub(super) async fn probe(probe: &Probe, subject: &Subject, pulse: &mut Pulse) -
     }
 }
 
-/// On the live connection. Any answer is a sign of life, an error too: a server need not know `ping`.
+/// On the live connection. Any answer of the server is a sign of life, an error too: it need not know `ping`.
 async fn mcp(subject: &Subject) -> Result<(), String> {
     let Some(connection) = &subject.connection else {
         return Err("there is no connection".to_owned());
@@ -65,7 +65,12 @@ async fn mcp(subject: &Subject) -> Result<(), String> {
             connection.ask(ping).await
         }
     };
-    asked.map(drop).map_err(|error| error.to_string())
+    match asked {
+        // Ostler's own word for a question that did not get there, or whose answer did not come.
+        Ok(answer) if answer.kind == Kind::Error(rpc::INSTANCE_LOST) => Err(handshake::told(&answer)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 async fn tcp(address: &str) -> Result<(), String> {

@@ -11,8 +11,8 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use ostler_mcp::{SHARE_FROM, Sse, SseReader, on_one_line};
 
-use super::client::describe;
 use crate::budget::{Budget, Reservation};
+use crate::web::describe;
 
 /// How long a body waits for memory (`gateway.body_memory`) before it is given up. Bodies that wait for each other's
 /// would else wait for good.

@@ -38,6 +38,9 @@ const FRUITLESS: u32 = 5;
 /// How long the server may take to end its session.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// What is told when the server does not know its session any more.
+const SESSION_LOST: &str = "the server ended its session (HTTP 404)";
+
 /// What the tasks of one courier share.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
@@ -86,7 +89,12 @@ pub(super) async fn run(
                 let Ok(ended) = ended else { continue };
                 courier.running.remove(&ended.id);
                 if ended.session_lost {
-                    return Err("the server ended its session (HTTP 404)".to_owned());
+                    return Err(SESSION_LOST.to_owned());
+                }
+            }
+            Some(ended) = courier.helpers.join_next(), if !courier.helpers.is_empty() => {
+                if matches!(ended, Ok(true)) {
+                    return Err(SESSION_LOST.to_owned());
                 }
             }
         }
@@ -103,15 +111,19 @@ struct Courier {
     running: HashMap<Bytes, Running>,
     requests: JoinSet<Ended>,
     lane: mpsc::Sender<lane::Item>,
-    /// The lane, and the stream of what belongs to no call.
-    helpers: JoinSet<()>,
+    /// The lane, and the stream of what belongs to no call; they say whether the session is lost.
+    helpers: JoinSet<bool>,
 }
 
 impl Courier {
     fn new(way: Way) -> Self {
         let (lane, items) = mpsc::channel(lane::WAITING);
         let mut helpers = JoinSet::new();
-        helpers.spawn(lane::run(way.client.clone(), way.uri.clone(), items, way.context.clone()));
+        let lane_of = lane::run(way.client.clone(), way.uri.clone(), items, way.context.clone());
+        helpers.spawn(async {
+            lane_of.await;
+            false
+        });
         Self { way, running: HashMap::new(), requests: JoinSet::new(), lane, helpers }
     }
 

@@ -69,8 +69,8 @@ pub(super) async fn open(way: &Way, after: Option<&str>) -> Result<Response<Inco
     way.client.send(Method::GET, &way.uri, &headers, Pieces::default()).await
 }
 
-/// Follows the stream for as long as it is offered.
-pub(super) async fn run(way: Way) {
+/// Follows the stream for as long as it is offered; whether it ended because the server knows its session no more.
+pub(super) async fn run(way: Way) -> bool {
     let (mut backoff, mut last_id, mut lost, mut had) = (Backoff::default(), None::<String>, false, false);
     loop {
         match open(&way, last_id.as_deref()).await {
@@ -90,7 +90,8 @@ pub(super) async fn run(way: Way) {
                 tracing::debug!(instance = %way.context.instance, why, "the stream of a server ended");
             }
             // It offers none: 405 says so, and others mean it.
-            Ok(answer) if !had && answer.status().is_client_error() => return,
+            Ok(answer) if !had && answer.status().is_client_error() => return false,
+            Ok(answer) if answer.status() == StatusCode::NOT_FOUND && way.session.is_named() => return true,
             Ok(answer) => {
                 let why = format!("HTTP {}", answer.status());
                 report(&way, &mut lost, &why).await;

@@ -19,9 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message as Ws, Utf8Bytes};
 
 use super::body::{Unread, count};
-use super::client::{describe, tls};
 use super::{Context, Target};
 use crate::connection::Frame;
+use crate::web::{describe, tls};
 
 /// How long the server may take to accept the connection and to become a WebSocket.
 const OPENING: Duration = Duration::from_secs(30);

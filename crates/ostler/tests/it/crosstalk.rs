@@ -359,10 +359,15 @@ impl Member {
 
 /// A daemon with one shared instance of the fake server, and a second one whose cancelled calls get no answer.
 fn daemon(concurrency: &str) -> Daemon {
+    daemon_over(concurrency, "", "")
+}
+
+/// The same with servers that are given further words, and have further keys.
+fn daemon_over(concurrency: &str, first: &str, keys: &str) -> Daemon {
     let fake = ostler_testkit::fake::path();
     let server = |name: &str, words: &str| {
         format!(
-            "[servers.{name}]\ncommand = \"{}\"\nargs = [{words}]\nscope = \"shared\"\nconcurrency = \"{concurrency}\"\n",
+            "[servers.{name}]\ncommand = \"{}\"\nargs = [{first}{words}]\nscope = \"shared\"\nconcurrency = \"{concurrency}\"\n{keys}",
             fake.display()
         )
     };
@@ -613,10 +618,53 @@ impl Guest {
     }
 }
 
+/// Over Streamable HTTP each call has a stream of its own: all at once, and yet everything has an owner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_share_an_instance_over_http() {
+    let seed = seed();
+    let daemon = daemon_over("auto", HTTP.0, HTTP.1);
+    let http = Http::new(daemon.address());
+    for server in ["fake", "silent"] {
+        let tally = run(&http, open(&http, server, true, SESSIONS * LANES).await, 8, seed).await;
+        report(server, &tally);
+        assert!(tally.asked.load(Ordering::Relaxed) > 0 && tally.updated.load(Ordering::Relaxed) > 0);
+        assert_eq!(tally.refused.load(Ordering::Relaxed), 0);
+        let most = state(&http, server).await["most_at_once"].as_u64();
+        assert!(most > Some(1), "calls overlap, although it asks back");
+    }
+}
+
+/// Everything comes on one stream, as on a pipe.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_share_an_instance_over_one_stream() {
+    let seed = seed();
+    for wire in ["sse", "ws"] {
+        let transport = if wire == "ws" { "websocket" } else { wire };
+        let keys = format!("transport = \"{transport}\"\nports = {{ mcp = \"auto\" }}\n");
+        let daemon = daemon_over("serial", &format!("\"{wire}\", \"{{port.mcp}}\", "), &keys);
+        let http = Http::new(daemon.address());
+        let tally = run(&http, open(&http, "fake", true, SESSIONS * LANES).await, 3, seed).await;
+        report(wire, &tally);
+        assert!(tally.asked.load(Ordering::Relaxed) > 0);
+    }
+}
+
+/// The words and keys of a server over Streamable HTTP.
+const HTTP: (&str, &str) =
+    (r#""http", "{port.mcp}", "#, "transport = \"http\"\nports = { mcp = \"auto\" }\n");
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn modern_clients_that_share_an_instance() {
+    modern_clients(&daemon("auto")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn modern_clients_that_share_an_instance_over_http() {
+    modern_clients(&daemon_over("auto", HTTP.0, HTTP.1)).await;
+}
+
+async fn modern_clients(daemon: &Daemon) {
     let seed = seed();
-    let daemon = daemon("auto");
     let http = Http::new(daemon.address());
     let tally = Arc::new(Tally::default());
     let (mut streams, mut lanes) = (JoinSet::new(), JoinSet::new());

@@ -18,3 +18,4 @@ mod orphans;
 mod ports;
 mod reload;
 mod support;
+mod upstream;

@@ -149,9 +149,9 @@ impl Server {
         if asked.path != "/message?session=1" {
             return whole(to, "404 Not Found", "text/plain", "no such session").map(|()| true);
         }
-        whole(to, "202 Accepted", "text/plain", "Accepted")?;
+        // Before it is accepted: what is sent after that comes after it.
         self.fake.hear(message);
-        Ok(true)
+        whole(to, "202 Accepted", "text/plain", "Accepted").map(|()| true)
     }
 
     /// HTTP with server-sent events: the stream.
