@@ -32,10 +32,16 @@ const CLIENTS = [
 
 /** As people start it: `npx` and its wrapper, here on the copy pinned in package-lock.json. */
 const EVERYTHING = { command: 'npx', args: ['--no-install', '--prefix', HERE, 'mcp-server-everything'] };
+/** Reached by Ostler over the network: `clients` are those that suffice to show it. */
+const atPort = (transport, { command, args }, more) => ({ command, args: [...args, ...more], transport, ports: { mcp: 'auto' }, env: { PORT: '{port.mcp}' } });
+const FIXTURE_AT = { command: process.execPath, args: [FIXTURE] };
 const SERVERS = [
   { name: 'fixture', scope: 'session', steps: fixtureSteps, stdio: { command: process.execPath, args: [FIXTURE] } },
   { name: 'fixture-shared', scope: 'shared', steps: fixtureSteps, stdio: { command: process.execPath, args: [FIXTURE] } },
   { name: 'everything', scope: 'session', steps: everythingSteps, stdio: EVERYTHING },
+  { name: 'fixture-http', scope: 'session', steps: fixtureSteps, upstream: atPort('http', FIXTURE_AT, ['--http', '{port.mcp}']), clients: ['py-v2', 'ts-v2'] },
+  { name: 'everything-http', scope: 'session', steps: everythingSteps, upstream: atPort('http', EVERYTHING, ['streamableHttp']), clients: ['py-v1', 'ts-v1'] },
+  { name: 'everything-sse', scope: 'session', steps: everythingSteps, upstream: atPort('sse', EVERYTHING, ['sse']), clients: ['py-v1', 'ts-v1'] },
 ];
 
 const count = { passed: 0, failed: 0 };
@@ -84,14 +90,14 @@ async function runPairs(server, targets, wanted) {
 async function runAll(targetsOf, wanted, { pairs }) {
   for (const server of SERVERS) {
     const targets = targetsOf(server);
-    for (const client of CLIENTS) {
+    for (const client of CLIENTS.filter(({ name }) => server.clients?.includes(name) ?? true)) {
       for (const era of client.eras) {
         for (const way of Object.keys(targets)) {
           if (wanted(`${client.name} ${era} ${server.name} ${way}`)) await runClient(client, era, server, way, targets[way]);
         }
       }
     }
-    if (pairs && server.name !== 'everything') await runPairs(server, targets, wanted);
+    if (pairs && server.name.startsWith('fixture') && !server.upstream) await runPairs(server, targets, wanted);
   }
 }
 
@@ -100,7 +106,7 @@ async function direct(wanted) {
   const everything = { command: process.execPath, args: [join(HERE, 'node_modules/@modelcontextprotocol/server-everything/dist/index.js')] };
   const fixture = await startFixture();
   try {
-    await runAll(server => (server.name === 'everything' ? { stdio: { stdio: everything } } : { http: { url: fixture.url }, stdio: { stdio: server.stdio } }), wanted, { pairs: false });
+    await runAll(server => server.upstream ? {} : (server.name === 'everything' ? { stdio: { stdio: everything } } : { http: { url: fixture.url }, stdio: { stdio: server.stdio } }), wanted, { pairs: false });
   } finally {
     await fixture.stop();
   }
@@ -108,12 +114,12 @@ async function direct(wanted) {
 
 async function throughOstler(wanted) {
   const bin = ostlerBinary();
-  const servers = Object.fromEntries(SERVERS.map(({ name, scope, stdio }) => [`servers.${name}`, { ...stdio, scope }]));
+  const servers = Object.fromEntries(SERVERS.map(({ name, scope, stdio, upstream }) => [`servers.${name}`, { ...(upstream ?? stdio), scope }]));
   // The Inspector leaves without ending its session, and such an instance lives until it is idle for minutes.
   const daemon = await startOstler(bin, { limits: { processes: 64 }, ...servers });
   const failedBefore = count.failed;
   try {
-    await runAll(server => ({
+    await runAll(server => server.upstream ? { http: { url: `${daemon.http}/mcp/${server.name}` } } : ({
       http: { url: `${daemon.http}/mcp/${server.name}` },
       stdio: { stdio: { command: bin, args: ['connect', server.name], env: daemon.env } },
     }), wanted, { pairs: true });
