@@ -134,7 +134,7 @@ pub struct ServerView {
     pub endpoint: Option<String>,
     /// Who shares an instance: `shared`, `principal`, `project` or `session`.
     pub scope: String,
-    /// The program and its arguments.
+    /// The program and its arguments; of a server that runs elsewhere, its address without the query.
     pub command: Vec<String>,
     /// Whether the daemon counts as ready only with it.
     pub required: bool,

@@ -88,10 +88,10 @@ pub(crate) fn elsewhere(mark: Mark) -> Launched {
 struct Elsewhere(Mutex<Option<mpsc::Sender<GuardEvent>>>);
 
 impl Elsewhere {
-    fn end(&self) {
+    fn end(&self, exit: Exit) {
         let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sender) = sender {
-            let _ = sender.try_send(GuardEvent::LeaderExited(Exit::Code(0)));
+            let _ = sender.try_send(GuardEvent::LeaderExited(exit));
             let _ = sender.try_send(GuardEvent::TreeEmpty);
         }
     }
@@ -99,11 +99,12 @@ impl Elsewhere {
 
 impl Control for Elsewhere {
     fn terminate(&self) {
-        self.end();
+        self.end(Exit::Code(0));
     }
 
+    /// Nobody kills what goes well: to the restart policy this is a failure.
     fn kill(&self) {
-        self.end();
+        self.end(Exit::Unknown);
     }
 }
 

@@ -20,32 +20,36 @@ struct Process {
     news: mpsc::Receiver<News>,
 }
 
+/// What a connection in serial mode is made of.
+fn parts(news: mpsc::Sender<News>) -> Parts {
+    let settings = Settings {
+        era: Era::Legacy,
+        exclusive: false,
+        concurrency: Concurrency::Serial,
+        asks_back: true,
+        max_calls: 10,
+        call_idle_ms: 3_600_000,
+        call_max_ms: 3_600_000,
+        reverse_base: 1 << 32,
+    };
+    Parts {
+        instance: InstanceId { server: "test".parse().unwrap(), number: 1 },
+        generation: Generation(1),
+        settings,
+        max_message: 1 << 20,
+        budget: Budget::new(1 << 20),
+        log: Arc::new(Log::new(10)),
+        events: Arc::new(Events::default()),
+        news,
+    }
+}
+
 impl Process {
     fn new() -> Self {
         let (stdin, input) = pipe::pipe().unwrap();
         let (output, stdout) = pipe::pipe().unwrap();
         let (news_sender, news) = mpsc::channel(3);
-        let settings = Settings {
-            era: Era::Legacy,
-            exclusive: false,
-            concurrency: Concurrency::Serial,
-            asks_back: true,
-            max_calls: 10,
-            call_idle_ms: 3_600_000,
-            call_max_ms: 3_600_000,
-            reverse_base: 1 << 32,
-        };
-        let parts = Parts {
-            instance: InstanceId { server: "test".parse().unwrap(), number: 1 },
-            generation: Generation(1),
-            settings,
-            max_message: 1 << 20,
-            budget: Budget::new(1 << 20),
-            log: Arc::new(Log::new(10)),
-            events: Arc::new(Events::default()),
-            news: news_sender,
-        };
-        let connection = Connection::open(stdin.into(), stdout.into(), parts);
+        let connection = Connection::open(stdin.into(), stdout.into(), parts(news_sender));
         Self { connection, input: BufReader::new(input).lines(), output: Some(output), news }
     }
 
@@ -57,21 +61,7 @@ impl Process {
     }
 
     async fn call(&self, session: SessionKey) -> oneshot::Receiver<First> {
-        let (sink, first) = CallSink::new();
-        let ticket = self.connection.ticket();
-        let request = Request {
-            ticket,
-            session: Some(session),
-            client_id: Bytes::from_static(b"1"),
-            client_token: None,
-            kind: CallKind::Call,
-            special: None,
-            wants_log: false,
-            wire: Message::from(json!({"jsonrpc": "2.0", "id": ticket, "method": "x"}).to_string()),
-            sink,
-        };
-        self.connection.call(request, MINUTE).await.unwrap();
-        first
+        call(&self.connection, session).await
     }
 
     /// The next message that the process is sent.
@@ -84,6 +74,25 @@ impl Process {
         let output = self.output.as_mut().unwrap();
         output.write_all(format!("{message}\n").as_bytes()).await.unwrap();
     }
+}
+
+/// Calls something; the session is attached.
+async fn call(connection: &Connection, session: SessionKey) -> oneshot::Receiver<First> {
+    let (sink, first) = CallSink::new();
+    let ticket = connection.ticket();
+    let request = Request {
+        ticket,
+        session: Some(session),
+        client_id: Bytes::from(ticket.to_string()),
+        client_token: None,
+        kind: CallKind::Call,
+        special: None,
+        wants_log: false,
+        wire: Message::from(json!({"jsonrpc": "2.0", "id": ticket, "method": "x"}).to_string()),
+        sink,
+    };
+    connection.call(request, MINUTE).await.unwrap();
+    first
 }
 
 async fn answer(first: oneshot::Receiver<First>) -> Answer {
@@ -212,4 +221,104 @@ async fn what_a_process_answered_before_it_ended_is_its_answer() {
     process.connection.fail("the server exited with status 0".to_owned());
     process.connection.fail("the instance ended".to_owned());
     assert!(text(&answer(call).await).contains("last"));
+}
+
+/// A connection to a server on the network, and the courier's ends of its queues.
+struct Network {
+    connection: Arc<Connection>,
+    to_server: mpsc::Receiver<Message>,
+    from_server: mpsc::Sender<Frame>,
+    _news: mpsc::Receiver<News>,
+}
+
+impl Network {
+    async fn new(session: SessionKey) -> Self {
+        let (sender, to_server) = mpsc::channel(LINK);
+        let (from_server, receiver) = mpsc::channel(LINK);
+        let (news_sender, _news) = mpsc::channel(3);
+        let (writer, reader) =
+            (Writer::Queue(sender, VecDeque::new(), 0), Reader::Queue(receiver, Vec::new()));
+        let settings = Settings {
+            concurrency: Concurrency::Concurrent,
+            max_calls: 10_000,
+            ..parts(news_sender.clone()).settings
+        };
+        let parts = Parts { settings, ..parts(news_sender) };
+        let connection = Connection::start(writer, reader, parts, Arc::default());
+        let stream = ReplayStream::of(Keep { events: 10, bytes: 1000 }, Arc::<Presence>::default());
+        connection.attach(session, Arc::new(stream)).await.unwrap();
+        Self { connection, to_server, from_server, _news }
+    }
+
+    async fn hears(&mut self) -> u64 {
+        let message = self.to_server.recv().await.unwrap();
+        serde_json::from_slice::<Value>(&message.to_bytes()).unwrap()["id"].as_u64().unwrap()
+    }
+
+    async fn broken(&self, ticket: u64, why: &str) {
+        let answer = ostler_mcp::rpc::error(Some(ticket.to_string().as_bytes()), -31001, why).to_bytes();
+        self.from_server.send(Frame::Broken(answer)).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_came_to_nothing_fails_alone_and_a_better_reason_counts() {
+    let mut network = Network::new(7).await;
+    let (first, other) = (call(&network.connection, 7).await, call(&network.connection, 7).await);
+    let (ticket, another) = (network.hears().await, network.hears().await);
+    let began = Instant::now();
+    network.broken(ticket, "connection refused").await;
+    assert!(text(&answer(first).await).contains("connection refused"));
+    assert!(
+        began.elapsed() >= Duration::from_millis(500),
+        "something better may be said: {:?}",
+        began.elapsed()
+    );
+    let line = json!({"jsonrpc": "2.0", "id": another, "result": {}}).to_string().into();
+    network.from_server.send(Frame::Message { text: line, of: Some(another) }).await.unwrap();
+    assert_eq!(answer(other).await.kind, Kind::Result);
+
+    let call = call(&network.connection, 7).await;
+    let ticket = network.hears().await;
+    network.broken(ticket, "connection reset").await;
+    network.connection.fail("the server exited with status 7".to_owned());
+    network.broken(ticket, "connection reset").await;
+    assert!(text(&answer(call).await).contains("status 7"));
+    assert!(network.to_server.recv().await.is_none(), "its courier has nothing left to do");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_network_has_its_reason() {
+    let mut network = Network::new(7).await;
+    let call = call(&network.connection, 7).await;
+    network.hears().await;
+    network.from_server.send(Frame::Closed("the server ended its session".to_owned())).await.unwrap();
+    assert!(text(&answer(call).await).contains("the server ended its session"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_wait_in_order_for_a_courier_that_takes_nothing() {
+    let mut network = Network::new(7).await;
+    // Large ones, so that what waits comes to its bound.
+    let (mut calls, filler) = (Vec::new(), "x".repeat(8 * 1024));
+    for _ in 0..200 {
+        let (sink, first) = CallSink::new();
+        let ticket = network.connection.ticket();
+        let request = Request {
+            ticket,
+            session: Some(7),
+            client_id: Bytes::from(ticket.to_string()),
+            client_token: None,
+            kind: CallKind::Call,
+            special: None,
+            wants_log: false,
+            wire: Message::from(json!({"jsonrpc": "2.0", "id": ticket, "method": filler}).to_string()),
+            sink,
+        };
+        network.connection.call(request, MINUTE).await.unwrap();
+        calls.push(first);
+    }
+    for ticket in 1..=200 {
+        assert_eq!(network.hears().await, ticket);
+    }
 }

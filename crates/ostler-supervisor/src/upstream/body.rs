@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -128,6 +128,7 @@ async fn chunk(body: &mut Incoming) -> Result<Option<Bytes>, String> {
 /// What an answer that is none says, for people: its status and the beginning of its body.
 pub(super) async fn refusal(answer: Response<Incoming>) -> (String, Bytes) {
     let status = answer.status();
+    let elsewhere = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok()).map(str::to_owned);
     let mut body = answer.into_body();
     let mut bytes = BytesMut::new();
     while bytes.len() < MAX_ERROR
@@ -139,7 +140,12 @@ pub(super) async fn refusal(answer: Response<Incoming>) -> (String, Bytes) {
     let text = String::from_utf8_lossy(&bytes);
     let excerpt: String = text.trim().chars().take(300).collect();
     let colon = if excerpt.is_empty() { "" } else { ": " };
-    let help = if status.as_u16() == 401 { " (give credentials in `headers`)" } else { "" };
+    let help = match status.as_u16() {
+        401 => " (give credentials in `headers`)".to_owned(),
+        // Not followed: see `Client`.
+        300..400 => elsewhere.map(|place| format!(" (give its address as {place})")).unwrap_or_default(),
+        _ => String::new(),
+    };
     (format!("the server answered HTTP {status}{help}{colon}{excerpt}"), bytes)
 }
 

@@ -80,7 +80,7 @@ pub(super) async fn run(
     let mut courier = Courier::new(way);
     courier.take(first).await;
     loop {
-        tokio::select! {
+        crate::select::select! {
             message = messages.recv() => match message {
                 Some(message) => courier.take(message).await,
                 None => break,
@@ -168,7 +168,7 @@ impl Courier {
         };
         self.requests.spawn(async move {
             let id = request.id.clone();
-            let session_lost = tokio::select! {
+            let session_lost = crate::select::select! {
                 lost = request.run(headers, message) => lost,
                 () = given_up(cancelled) => false,
             };
@@ -289,6 +289,10 @@ impl Request {
                 let data = data.map(Value::to_string);
                 let answer = rpc::error_with_data(Some(&self.id), code, message, data.as_deref());
                 self.give(answer.to_bytes()).await;
+            }
+            None if self.initialize && matches!(status.as_u16(), 404 | 405) => {
+                let help = "a server of the older transport is reached with `transport = \"sse\"`";
+                self.fail(&format!("{why} ({help})")).await;
             }
             None => self.fail(&why).await,
         }

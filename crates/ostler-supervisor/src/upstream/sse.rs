@@ -43,7 +43,7 @@ pub(super) async fn run(
     stream.spawn(async move { follow(&mut events, &context).await });
     posting.take(first).await;
     loop {
-        tokio::select! {
+        crate::select::select! {
             message = messages.recv() => match message {
                 Some(message) => posting.take(message).await,
                 None => break,

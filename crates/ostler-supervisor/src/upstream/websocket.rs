@@ -74,14 +74,14 @@ pub(super) async fn run(
         if let Some(message) = next.take() {
             // It came as text from the gateway, which checked that.
             let Ok(text) = Utf8Bytes::try_from(message.to_bytes()) else { continue };
-            tokio::select! {
+            crate::select::select! {
                 sent = sink.send(Ws::Text(text)) => if let Err(error) = sent {
                     return Err(format!("the server could not be reached: {}", describe(&error)));
                 },
                 Some(ended) = reading.join_next() => return Err(ended.unwrap_or_default()),
             }
         }
-        tokio::select! {
+        crate::select::select! {
             message = messages.recv() => match message {
                 Some(message) => next = Some(message),
                 None => break,

@@ -241,6 +241,28 @@ async fn a_lost_stream_degrades_until_it_is_back_and_a_lost_session_ends_the_ins
     daemon.wait_row("http", "it has a session again", |row| is_ready(row) && row["restarts"] == 1);
 }
 
+/// Over one stream the end of the connection is the end, of a server elsewhere too, and it is looked for again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_to_elsewhere_that_ends_is_made_again() {
+    let (port, _) = range(9);
+    let there = Elsewhere::start("ws", port, &[]);
+    let backoff = "restart = { backoff = { min = \"10ms\", max = \"100ms\", jitter = 0 }, max = 1000 }";
+    let config = format!("[servers.far]\nurl = \"ws://127.0.0.1:{port}/\"\nscope = \"shared\"\n{backoff}\n");
+    let daemon = Daemon::start(&config, &[]);
+    let http = Http::new(daemon.address());
+    everything_works(&http, "far").await;
+    let session = Session::open(&http, "far").await;
+    let waiting = tool_call(1, "sleep", &json!({"ms": 300_000, "tag": "z"}));
+    let mut waiting = session.send(&with_token(waiting, &json!(1))).await;
+    waiting.next().await.expect("it runs");
+    drop(there);
+    let answer = waiting.answer().await;
+    assert_eq!(code(&answer), LOST, "{answer}");
+    let _there = Elsewhere::start("ws", port, &[]);
+    daemon.wait_row("far", "it is found again", |row| is_ready(row) && row["restarts"].as_u64() > Some(0));
+    everything_works(&http, "far").await;
+}
+
 /// A fake server that is nobody's instance. Ended when dropped.
 struct Elsewhere(Child);
 
@@ -272,12 +294,7 @@ async fn a_server_elsewhere_is_used_lost_and_found_again() {
              health = {{ interval = \"50ms\", timeout = \"5s\", failures = 2 }}\n"
         )
     };
-    let (first, last) = range(9);
-    let config = format!(
-        "[ports]\nrange = \"{first}-{last}\"\n{}{}",
-        remote("far", "${env:KEY}"),
-        remote("shut", "wrong")
-    );
+    let config = [remote("far", "${env:KEY}"), remote("shut", "wrong")].concat();
     let daemon = Daemon::start(&config, &[("KEY", "s3cret")]);
     let row = daemon.wait_row("far", "it is ready", is_ready);
     assert_eq!(row["pid"], Value::Null, "there is no process: {row}");
