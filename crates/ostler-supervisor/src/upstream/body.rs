@@ -143,7 +143,7 @@ pub(super) async fn refusal(answer: Response<Incoming>) -> (String, Bytes) {
     let help = match status.as_u16() {
         401 => " (give credentials in `headers`)".to_owned(),
         // Not followed: see `Client`.
-        300..400 => elsewhere.map(|place| format!(" (give its address as {place})")).unwrap_or_default(),
+        300..=399 => elsewhere.map(|place| format!(" (give its address as {place})")).unwrap_or_default(),
         _ => String::new(),
     };
     (format!("the server answered HTTP {status}{help}{colon}{excerpt}"), bytes)
