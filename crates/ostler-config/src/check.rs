@@ -158,10 +158,6 @@ impl Checker<'_> {
     /// Reads a key's value; `None` when it is wrong, which is then noted.
     pub(crate) fn value(&mut self, key: &Key, node: &Node) -> Option<Typed> {
         let name = format!("`{}`", key.name);
-        if !key.in_force {
-            let message = format!("{name} is understood, but this version does not act on it yet");
-            self.out.warning(Diagnostic::at(self.place(node), message));
-        }
         match (&key.kind, &node.value) {
             (Kind::Text, Value::Text(text)) => Some(Typed::Text(text.clone())),
             (Kind::TextList, Value::List(items)) => self.list(&name, items),

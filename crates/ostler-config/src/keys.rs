@@ -21,8 +21,6 @@ pub(crate) struct Key {
     pub(crate) default: Option<&'static str>,
     /// What it means, in one or two sentences.
     pub(crate) doc: &'static str,
-    /// Whether this version acts on it. One that is not in force is checked, documented as such, and warned of.
-    pub(crate) in_force: bool,
 }
 
 /// Keys of one table, in the groups they are shared by.
@@ -82,20 +80,15 @@ pub(crate) struct Choice {
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { name, kind, default: Some(default), doc, in_force: true }
+    Key { name, kind, default: Some(default), doc }
 }
 
 const fn bare(name: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { name, kind, default: None, doc, in_force: true }
-}
-
-/// The same key, on which this version does not act yet.
-const fn not_yet(key: Key) -> Key {
-    Key { in_force: false, ..key }
+    Key { name, kind, default: None, doc }
 }
 
 const fn later(name: &'static str) -> Key {
-    Key { name, kind: Kind::Later, default: None, doc: "Not available in this version yet.", in_force: true }
+    Key { name, kind: Kind::Later, default: None, doc: "Not available in this version yet." }
 }
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {

@@ -72,10 +72,7 @@ fn property(key: &Key) -> Value {
                 .map(|c| json!({ "const": c.word, "description": c.doc })).collect::<Vec<_>>(),
         }),
     };
-    schema["description"] = match key.in_force {
-        true => key.doc.into(),
-        false => format!("{} *Not in force in this version yet.*", key.doc).into(),
-    };
+    schema["description"] = key.doc.into();
     if let Some(default) = key.default.and_then(|text| toml::parse_value(text).ok()) {
         schema["default"] = plain(&default.value);
     }

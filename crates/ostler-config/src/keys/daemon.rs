@@ -1,6 +1,6 @@
 //! The tables of the whole daemon.
 
-use super::{DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Kind, MIB, bare, key, not_yet};
+use super::{DURATION, DURATION_OR_ZERO, GIB, Groups, KIB, Kind, MIB, bare, key};
 
 pub(crate) const GATEWAY: Groups = &[&[
     key(
