@@ -5,8 +5,8 @@
 //! | word             | what it does                                                                              |
 //! |------------------|-------------------------------------------------------------------------------------------|
 //! | `legacy`         | answers `server/discover` with -32601                                                     |
-//! | `late`           | does `double-fork`, `clean-env-fork`, `fork-many`, the floods, `close-stdio`, `exit-early` |
-//! |                  | only after the handshake, not at its start                                                |
+//! | `late`           | does `double-fork`, `clean-env-fork`, `fork-many`, the floods, the hogs, `close-stdio`,    |
+//! |                  | `exit-early` only after the handshake, not at its start                                   |
 //! | `double-fork`    | leaves a grandchild in a session of its own that ignores signals and has no stdio         |
 //! | `clean-env-fork` | the same with an empty environment; it carries the test's mark as an argument             |
 //! | `ignore-term`    | ignores SIGTERM, SIGHUP and SIGINT                                                        |
@@ -20,6 +20,10 @@
 //! | `wrapper`        | the leader only starts the real server and waits for it                                   |
 //! | `npx-like`       | the leader starts `sh -c`, which starts the real server                                   |
 //! | `fork-many N`    | up to N processes, some in sessions of their own; each starts again what dies below it    |
+//! | `hog-memory N`   | takes N MiB, and keeps them                                                               |
+//! | `hog-cpu`        | a thread for each processor that does nothing but run                                     |
+//! | `hog-files`      | opens files for as long as it may, and goes on trying                                     |
+//! | `fork-bomb N`    | starts processes for as long as it may, N at most, and goes on trying                     |
 //!
 //! It answers `initialize`, `server/discover`, `ping`, `tools/list` and `tools/call` of its one tool, `echo`. A
 //! call of the tool `hang`, which it does not list, is never answered.
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     match words.first().map(String::as_str) {
         Some("fork-and-leave") => return fork_and_leave(&words[1..]),
         Some("orphan") => orphan(),
+        Some("idle") => idle(),
         Some("forker") => forker(number(&words[1..])),
         _ => {}
     }
@@ -145,6 +150,53 @@ fn keep_alive(count: usize) -> ! {
     idle()
 }
 
+/// Takes so many MiB, piece by piece.
+fn hog_memory(mib: usize) -> ! {
+    let mut taken = Vec::new();
+    for _ in 0..mib {
+        // Written to, as the kernel gives only what is used.
+        taken.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+    }
+    idle()
+}
+
+fn hog_cpu() {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    for _ in 0..processors {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    }
+}
+
+/// A refusal is followed by the next try after this.
+const TRY_AGAIN: std::time::Duration = std::time::Duration::from_millis(1);
+
+fn hog_files() -> ! {
+    let mut open = Vec::new();
+    loop {
+        match std::fs::File::open("/dev/null") {
+            Ok(file) => open.push(file),
+            Err(_) => std::thread::park_timeout(TRY_AGAIN),
+        }
+    }
+}
+
+/// Never more than `most`, so that a test whose limits fail does not take the machine with it.
+fn fork_bomb(most: usize) -> ! {
+    let mut children = Vec::new();
+    while children.len() < most {
+        let mut child = again(["idle".to_owned()]);
+        match child.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
+            Ok(child) => children.push(child),
+            Err(_) => std::thread::park_timeout(TRY_AGAIN),
+        }
+    }
+    idle()
+}
+
 struct Evil {
     words: Vec<String>,
 }
@@ -201,10 +253,10 @@ impl Evil {
             let status = again(words).stdin(Stdio::null()).stdout(Stdio::null()).status();
             assert!(status.expect("starts").success());
         }
-        if let Some(at) = self.words.iter().position(|word| word == "fork-many") {
-            let count = number(&self.words[at + 1..]);
+        if let Some(count) = self.number_of("fork-many") {
             std::thread::spawn(move || keep_alive(count));
         }
+        self.hog();
         if self.is("flood-stdout") {
             std::thread::spawn(|| while writeln!(io::stdout(), "{RUBBISH}").is_ok() {});
         }
@@ -220,6 +272,27 @@ impl Evil {
         }
         if self.is("exit-early") {
             std::process::exit(3);
+        }
+    }
+
+    /// The number that follows a word, where that was given.
+    fn number_of(&self, word: &str) -> Option<usize> {
+        let at = self.words.iter().position(|given| given == word)?;
+        Some(number(&self.words[at + 1..]))
+    }
+
+    fn hog(&self) {
+        if let Some(mib) = self.number_of("hog-memory") {
+            std::thread::spawn(move || hog_memory(mib));
+        }
+        if let Some(most) = self.number_of("fork-bomb") {
+            std::thread::spawn(move || fork_bomb(most));
+        }
+        if self.is("hog-cpu") {
+            hog_cpu();
+        }
+        if self.is("hog-files") {
+            std::thread::spawn(|| hog_files());
         }
     }
 
