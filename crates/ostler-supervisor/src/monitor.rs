@@ -19,6 +19,8 @@
 pub mod machine;
 mod pressure;
 mod relief;
+#[cfg(test)]
+mod tests;
 mod trees;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -294,41 +296,5 @@ impl Watcher {
             machine: look.memory.or(before.machine),
             stall: look.stall.or(before.stall),
         }));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_shared_counts_once_as_far_as_that_is_known() {
-        let pss = Pss { bytes: 60, of_rss: 100, at_cpu_ms: 0 };
-        let reading = |rss_bytes, pss| Reading { rss_bytes, pss, ..Reading::default() }.memory_bytes();
-        assert_eq!(reading(100, None), 100);
-        assert_eq!(reading(100, Some(pss)), 60);
-        assert_eq!(reading(130, Some(pss)), 90, "what it grew by is its own");
-        assert_eq!(reading(70, Some(pss)), 30);
-        assert_eq!(reading(10, Some(pss)), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_looks_waits_for_a_pass_that_began_afterwards_and_not_for_ever() {
-        let monitor = Arc::new(Monitor::default());
-        let begun = Instant::now();
-        monitor.measured().await;
-        assert_eq!(begun.elapsed(), PATIENCE, "nobody measures");
-        // One pass is under way.
-        assert_eq!(monitor.begun.fetch_add(1, Ordering::AcqRel), 0);
-        let waits = tokio::spawn({
-            let monitor = Arc::clone(&monitor);
-            async move { monitor.measured().await }
-        });
-        tokio::task::yield_now().await;
-        monitor.done.send_replace(1);
-        tokio::task::yield_now().await;
-        assert!(!waits.is_finished(), "that one may have been past what is asked for");
-        monitor.done.send_replace(2);
-        waits.await.expect("it ends");
     }
 }
