@@ -17,6 +17,7 @@ bench:  ## the benchmarks against its peers
 	@bench/run.py gateway
 	@bench/run.py churn
 	@bench/run.py supervision
+	@bench/run.py hogs
 
 simulate: ## 100,000 seeded lives of the supervisor on a simulated system (minutes)
 	@cargo run --quiet --locked -p ostler-testkit --features sim --bin ostler-simulate -- 0 100000

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the gateway, the churn or the supervision benchmark; see README.md beside this file."""
+"""Runs the gateway, the churn, the supervision or the hogs benchmark; see README.md beside this file."""
 
 import argparse
 import json
 import subprocess
 import sys
 
-from harness import report, supervision, supervision_report, supervisors, targets
+from harness import hogs, report, supervision, supervision_report, supervisors, targets
 from harness.processes import TargetFailed
 
 LOAD_DEADLINE_S = 300
@@ -24,7 +24,7 @@ def main():
     tools = targets.build_tools(package)
     if not arguments.no_install:
         install(names)
-    if {"ostler", "ostler-session"} & set(names):
+    if {"ostler", "ostler-session"} & set(names) or arguments.benchmark == "hogs":
         targets.build_ostler()
     kept = run(arguments, names, tools, seen)
     return 0 if kept or not arguments.strict else 1
@@ -59,6 +59,8 @@ def chosen(arguments):
     """The names of the targets to run, in order."""
     if arguments.benchmark == "supervision":
         known = list(supervisors_by_name())
+    elif arguments.benchmark == "hogs":
+        known = ["alone", "hogs"]
     elif arguments.benchmark == "gateway":
         known = ["direct"] + [target.name for target in targets.ALL]
     else:
@@ -185,6 +187,29 @@ def supervise(arguments, names, tools, seen):
     return not failures and all(kept for _, _, _, _, kept, _, _ in supervision_report.bars(rows))
 
 
+def beside_hogs(arguments, names, tools, seen):
+    """Round by round, the quiet server alone and beside the hogs."""
+    targets.build_tools("ostler-testkit")
+    runs, failures, named = {}, {}, {}
+    for number in range(1, arguments.rounds + 1):
+        for name in names:
+            try:
+                run = hogs.measure(tools, arguments, name == "hogs", tool)
+            except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+                failures[name] = str(error)
+                say(f"round {number} {name:6}: FAILED: {error}")
+                continue
+            named |= run["named"]
+            runs.setdefault(name, []).append(run)
+            say(f"round {number} {name:6}: p50 {run['p50_us']:8.1f} us  p99 {run['p99_us']:9.1f} us  {run['errors']} errors")
+    rows = {name: hogs.medians(runs[name]) for name in names if name in runs}
+    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    text = hogs.markdown(seen, rows, named, settings)
+    text += "".join(f"- not measured: {name}: {reason}\n" for name, reason in failures.items())
+    write("hogs", {"machine": seen, "settings": settings, "results": runs, "named": named, "failures": failures}, text)
+    return not failures and hogs.kept(rows)
+
+
 def write(name, data, text):
     (targets.OUT / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     (targets.OUT / f"{name}.md").write_text(text)
@@ -197,6 +222,8 @@ BENCHMARKS = {
     "gateway": (gateway, targets.install_peers, "bench-gateway"),
     "churn": (churn, targets.install_peers, "bench-gateway"),
     "supervision": (supervise, supervisors.install, "bench-supervision"),
+    # It compares Ostler with itself.
+    "hogs": (beside_hogs, lambda names: None, "bench-gateway"),
 }
 
 if __name__ == "__main__":

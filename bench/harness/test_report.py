@@ -2,7 +2,7 @@
 
 import unittest
 
-from harness import report
+from harness import hogs, report
 
 
 def row(p50=100.0, calls_per_s=1000.0, rss_kib=8 * 1024, errors=0):
@@ -48,6 +48,21 @@ class Medians(unittest.TestCase):
         ]
         merged = report.medians(runs)
         self.assertEqual((merged["p50_us"], merged["errors"], merged["gateway_rss_kib"]), (2, 3, 2))
+
+
+class Hogs(unittest.TestCase):
+    def rows(self, p99, errors=0):
+        def one(p99, errors=0):
+            return {"p50_us": 1, "p99_us": p99, "max_us": 1, "calls": 1, "errors": errors, "left": 0}
+
+        return {"alone": one(100), "hogs": one(p99, errors)}
+
+    def test_twice_the_p99_is_the_most(self):
+        self.assertTrue(hogs.kept(self.rows(200)))
+        self.assertFalse(hogs.kept(self.rows(201)))
+        self.assertFalse(hogs.kept(self.rows(100, errors=1)))
+        self.assertFalse(hogs.kept({"alone": self.rows(1)["alone"]}))
+        self.assertIn("2.01 times", hogs.markdown(report.machine(), self.rows(201), {}, {"rounds": 1, "seconds": 1}))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ struct Arguments {
     /// Seconds of load before the measured ones.
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
+    /// Milliseconds that a session waits between an answer and its next call.
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
     /// The echo tool's name (a front that prefixes names changes it).
     #[arg(long, default_value = "echo")]
     tool: String,
@@ -132,7 +135,8 @@ async fn run(arguments: &Arguments, target: Target, tree: Tree) -> Result<Report
     let mut callers = JoinSet::new();
     for (number, session) in sessions.into_iter().enumerate() {
         let caller = Caller::new(number, &arguments.tool);
-        callers.spawn_local(call_in_a_loop(session, caller, Rc::clone(&barrier), window.clone()));
+        let pause = Duration::from_millis(arguments.pause_ms);
+        callers.spawn_local(call_in_a_loop(session, caller, pause, Rc::clone(&barrier), window.clone()));
     }
     barrier.wait().await;
     let from = Instant::now() + Duration::from_secs_f64(arguments.warmup);
@@ -186,6 +190,7 @@ async fn open_all(count: usize, target: Target) -> Result<Vec<Session>, String> 
 async fn call_in_a_loop(
     mut session: Session,
     mut caller: Caller,
+    pause: Duration,
     barrier: Rc<Barrier>,
     mut window: watch::Receiver<Option<Window>>,
 ) -> (Session, Tally) {
@@ -211,6 +216,9 @@ async fn call_in_a_loop(
             Err(reason) => tally.fail(reason),
             Ok(()) if begun >= from && ended <= until => tally.latencies.record(ended - begun),
             Ok(()) => {}
+        }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
         }
     }
 }
