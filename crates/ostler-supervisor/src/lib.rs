@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | [`instance`] driver | instance | wishes, guard reports, results, a timer | effects, snapshots, events |
 //! | [`connection`] task | process | requests of callers, lines of the process | lines to the process, answers |
-//! | couriers | process or server on the network | messages of the connection, what the server says | HTTP, WebSocket ([`upstream`]) |
+//! | couriers | process or server on the network | messages of the connection, what the server says | HTTP, WebSocket (`upstream`) |
 //! | capture | stream of a process | its output | [`log`] |
 //! | report forwarders | process | guard reports, connection news | the driver |
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |

@@ -1,4 +1,4 @@
-//! The connection to one process, or to one server on the network: one task owns the way there ([`ends`]), the way
+//! The connection to one process, or to one server on the network: one task owns the way there (`ends`), the way
 //! back and the account of who waits for what ([`ostler_mcp::mux`]).
 //!
 //! ```text
@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The task is all of the data plane: it takes no lock that the control plane takes, and never waits for a
-//! client. What comes over the network is carried by tasks of [`crate::upstream`], which wait in its place. A client that does not read has its stream cut; a process that does not read has its callers wait.
+//! client. What comes over the network is carried by tasks of `upstream`, which wait in its place. A client that does
+//! not read has its stream cut; a process that does not read has its callers wait.
 
 mod ends;
 mod outgoing;
