@@ -35,6 +35,9 @@ use crate::connection::Frame;
 const LINGER: Duration = Duration::from_millis(ostler_mcp::mux::Mux::<()>::LINGER_MS);
 /// Attempts in a row to take up a call's stream that brought nothing, after which the call fails.
 const FRUITLESS: u32 = 5;
+/// How long calls wait for the first answer to the request for a stream. Some servers send no head before there is
+/// something to say.
+const STREAM_PATIENCE: Duration = Duration::from_millis(250);
 /// How long the server may take to end its session.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -187,13 +190,16 @@ impl Courier {
         running.modern
     }
 
-    /// What comes after it must not overtake it. From then on the server may speak by itself.
+    /// What comes after it must not overtake it. From then on the server may speak by itself, and calls wait a moment
+    /// for the stream on which it does: what it said before that would be lost.
     async fn initialized(&mut self, message: Message) {
         let Way { client, uri, session, context } = &self.way;
         if let Err(why) = lane::post(client, uri, session.headers(), message).await {
             context.note(&format!("`notifications/initialized` could not be delivered: {why}"));
         }
-        self.helpers.spawn(listen::run(self.way.clone()));
+        let (answered, heard) = oneshot::channel();
+        self.helpers.spawn(listen::run(self.way.clone(), answered));
+        let _ = tokio::time::timeout(STREAM_PATIENCE, heard).await;
     }
 
     /// Ends the session.

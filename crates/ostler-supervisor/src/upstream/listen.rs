@@ -10,6 +10,7 @@ use http::header::ACCEPT;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use ostler_mcp::Sse;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::body::{Events, Unread, is};
@@ -70,10 +71,14 @@ pub(super) async fn open(way: &Way, after: Option<&str>) -> Result<Response<Inco
 }
 
 /// Follows the stream for as long as it is offered; whether it ended because the server knows its session no more.
-pub(super) async fn run(way: Way) -> bool {
+/// `answered` hears of the first answer, whatever it is.
+pub(super) async fn run(way: Way, answered: oneshot::Sender<()>) -> bool {
+    let mut answered = Some(answered);
     let (mut backoff, mut last_id, mut lost, mut had) = (Backoff::default(), None::<String>, false, false);
     loop {
-        match open(&way, last_id.as_deref()).await {
+        let opened = open(&way, last_id.as_deref()).await;
+        drop(answered.take());
+        match opened {
             Ok(answer) if answer.status() == StatusCode::OK && is(answer.headers(), "text/event-stream") => {
                 if std::mem::take(&mut lost) {
                     way.context.tell(News::StreamBack).await;
