@@ -1,8 +1,9 @@
 //! Health of one instance: performs what [`ostler_domain::health`] decides.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use ostler_domain::health::{Health, HealthEffect, HealthEvent, HealthPolicy, ProbeId};
+use ostler_domain::health::{Condition, Health, HealthEffect, HealthEvent, HealthPolicy, ProbeId};
 use ostler_domain::{HealthSpec, Probe};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -30,6 +31,8 @@ pub(super) struct Watch {
     /// What the heartbeat showed last; with the probe while one is out.
     pulse: Arc<tokio::sync::Mutex<Pulse>>,
     timer: Option<Instant>,
+    /// After this it is looked whether the calls that put probes off are over: nobody tells of that.
+    interval: Duration,
     /// The latest probe by earlier definitions.
     asked: ProbeId,
 }
@@ -42,6 +45,7 @@ impl Watch {
             out: None,
             pulse: Arc::default(),
             timer: None,
+            interval: spec.interval,
             asked: ProbeId::default(),
         }
     }
@@ -93,6 +97,10 @@ impl Watch {
                 HealthEffect::Timer(at) => self.timer = at.map(clock::instant),
             }
         }
+        let paused = health.timer().is_none() && health.condition() != Condition::Off;
+        if paused && self.timer.is_none_or(|at| at <= Instant::now()) {
+            self.timer = Some(Instant::now() + self.interval);
+        }
         verdicts
     }
 }
@@ -115,4 +123,30 @@ async fn ask(
     // One probe is out at a time, so this waits for nobody.
     let result = probe::probe(&probe, &subject, &mut *pulse.lock().await).await;
     let _ = inbox.send(Inbox::Probed(id, result)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_instance_is_looked_at_again() {
+        let interval = Duration::from_secs(30);
+        let mut watch = Watch::new(&HealthSpec { probe: Probe::Mcp, interval, ..HealthSpec::default() });
+        let (inbox, _heard) = mpsc::channel(1);
+        let mut tell = |watch: &mut Watch, event| {
+            watch.decide(event, || unreachable!("nothing is asked while calls run"), &inbox);
+        };
+        assert_eq!(watch.timer(), None, "it is not ready");
+        tell(&mut watch, HealthEvent::Ready);
+        for _ in 0..3 {
+            let due = watch.timer().expect("whatever it serves");
+            assert_eq!(due, Instant::now() + interval);
+            tokio::time::sleep_until(due).await;
+            tell(&mut watch, HealthEvent::Calls { running: true });
+            tell(&mut watch, HealthEvent::Timer);
+        }
+        tell(&mut watch, HealthEvent::Ended);
+        assert_eq!(watch.timer(), None, "it is gone");
+    }
 }
