@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::watch;
 use futures_util::future::{join, join_all};
+use ostler_domain::ServerName;
 use ostler_domain::event::Happening;
 use tokio::time::{Instant, timeout_at};
 
@@ -213,7 +214,8 @@ pub(crate) async fn in_reverse<F: Future<Output = ()>>(
 ) {
     let (done, _) = watch::channel(vec![false; servers.len()]);
     let depends = |dependant: &Server, on: &Server| {
-        dependant.spec.depends_on.contains(&on.spec.name) || dependant.spec.wants.contains(&on.spec.name)
+        // Those that a reload took out depended on each other; what came in their places may do so the other way round.
+        dependant.has_left() == on.has_left() && names(servers, on).any(|name| needs(dependant, name))
     };
     let acts = servers.iter().enumerate().map(|(index, server)| {
         let dependants: Vec<usize> =
@@ -228,4 +230,60 @@ pub(crate) async fn in_reverse<F: Future<Output = ()>>(
         }
     });
     join_all(acts).await;
+}
+
+/// All names of a server.
+pub(crate) fn names<'a>(servers: &'a [Arc<Server>], of: &'a Server) -> impl Iterator<Item = &'a ServerName> {
+    servers.iter().filter(|named| named.is_same(of)).map(|named| &named.spec.name)
+}
+
+/// Whether a server is to be stopped before the one of this name.
+pub(crate) fn needs(dependant: &Server, name: &ServerName) -> bool {
+    dependant.spec.depends_on.contains(name) || dependant.spec.wants.contains(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use ostler_domain::{ServerSpec, Traits};
+
+    fn spec(name: &str, needs: &[&str]) -> ServerSpec {
+        let mut spec = ServerSpec::new(name.parse().expect("a name"), name);
+        spec.depends_on = needs.iter().map(|name| name.parse().expect("a name")).collect();
+        spec
+    }
+
+    fn server(name: &str, needs: &[&str]) -> Arc<Server> {
+        Server::new(spec(name, needs), Traits::default())
+    }
+
+    /// In which order they have their turn; it has an end at once.
+    fn order(servers: &[Arc<Server>]) -> Vec<String> {
+        let order = Mutex::new(Vec::new());
+        let turns = in_reverse(servers, |server| {
+            let order = &order;
+            async move { order.lock().expect("nobody panics").push(server.spec.name.to_string()) }
+        });
+        futures_util::FutureExt::now_or_never(turns).expect("nobody waits in a circle");
+        order.into_inner().expect("nobody panics")
+    }
+
+    #[test]
+    fn what_depends_on_a_server_by_any_of_its_names_goes_first() {
+        let one = server("one", &[]);
+        let two = Server::alias(&one, spec("two", &[]));
+        let order = order(&[Arc::clone(&one), two, server("user", &["two"])]);
+        let at = |name: &str| order.iter().position(|known| known == name);
+        assert!(at("user") < at("one"), "{order:?}");
+    }
+
+    #[test]
+    fn those_before_a_reload_and_those_after_it_do_not_wait_for_each_other() {
+        let before = [server("a", &["b"]), server("b", &[])];
+        before.iter().for_each(|server| server.leave());
+        let all = [&before[..], &[server("a", &[]), server("b", &["a"])]].concat();
+        assert_eq!(order(&all).len(), 4);
+    }
 }

@@ -11,6 +11,7 @@ use ostler_domain::pressure::{Action, Candidate, Measure, Need, Occupation, reli
 use crate::core::Core;
 use crate::instance::InstanceHandle;
 use crate::instance::driver::Inbox;
+use crate::order;
 use crate::registry::Table;
 use crate::server::{Server, Standing};
 use crate::session::Sessions;
@@ -122,8 +123,9 @@ fn occupation(server: &Server, handle: &InstanceHandle) -> Occupation {
 /// Whether it must not be stopped for others: nobody would start it again, or somebody counts on it.
 fn is_kept(table: &Table, server: &Server) -> bool {
     let needs_it = |other: &Arc<Server>| {
-        (other.spec.depends_on.contains(&server.spec.name) || other.spec.wants.contains(&server.spec.name))
+        order::names(table.all(), server).any(|name| order::needs(other, name))
             && !matches!(other.standing(), Standing::Idle | Standing::Down(..))
     };
-    server.spec.required || !server.spec.transport.is_mcp() || table.all().iter().any(needs_it)
+    let required = table.all().iter().any(|named| named.is_same(server) && named.spec.required);
+    required || !server.spec.transport.is_mcp() || table.all().iter().any(needs_it)
 }
