@@ -260,30 +260,31 @@ mod tests {
     }
 
     /// In which order they have their turn; it has an end at once.
-    fn order(servers: &[Arc<Server>]) -> Vec<String> {
+    async fn order(servers: &[Arc<Server>]) -> Vec<String> {
         let order = Mutex::new(Vec::new());
         let turns = in_reverse(servers, |server| {
             let order = &order;
             async move { order.lock().expect("nobody panics").push(server.spec.name.to_string()) }
         });
-        futures_util::FutureExt::now_or_never(turns).expect("nobody waits in a circle");
+        // No time passes but when everybody waits.
+        tokio::time::timeout(Duration::from_secs(1), turns).await.expect("nobody waits in a circle");
         order.into_inner().expect("nobody panics")
     }
 
-    #[test]
-    fn what_depends_on_a_server_by_any_of_its_names_goes_first() {
+    #[tokio::test(start_paused = true)]
+    async fn what_depends_on_a_server_by_any_of_its_names_goes_first() {
         let one = server("one", &[]);
         let two = Server::alias(&one, spec("two", &[]));
-        let order = order(&[Arc::clone(&one), two, server("user", &["two"])]);
+        let order = order(&[Arc::clone(&one), two, server("user", &["two"])]).await;
         let at = |name: &str| order.iter().position(|known| known == name);
         assert!(at("user") < at("one"), "{order:?}");
     }
 
-    #[test]
-    fn those_before_a_reload_and_those_after_it_do_not_wait_for_each_other() {
+    #[tokio::test(start_paused = true)]
+    async fn those_before_a_reload_and_those_after_it_do_not_wait_for_each_other() {
         let before = [server("a", &["b"]), server("b", &[])];
         before.iter().for_each(|server| server.leave());
         let all = [&before[..], &[server("a", &[]), server("b", &["a"])]].concat();
-        assert_eq!(order(&all).len(), 4);
+        assert_eq!(order(&all).await.len(), 4);
     }
 }

@@ -97,8 +97,9 @@ impl Watch {
                 HealthEffect::Timer(at) => self.timer = at.map(clock::instant),
             }
         }
-        let paused = health.timer().is_none() && health.condition() != Condition::Off;
-        if paused && self.timer.is_none_or(|at| at <= Instant::now()) {
+        if health.condition() == Condition::Off {
+            self.timer = None;
+        } else if health.timer().is_none() && self.timer.is_none_or(|at| at <= Instant::now()) {
             self.timer = Some(Instant::now() + self.interval);
         }
         verdicts
@@ -134,7 +135,7 @@ mod tests {
         let interval = Duration::from_secs(30);
         let mut watch = Watch::new(&HealthSpec { probe: Probe::Mcp, interval, ..HealthSpec::default() });
         let (inbox, _heard) = mpsc::channel(1);
-        let mut tell = |watch: &mut Watch, event| {
+        let tell = |watch: &mut Watch, event| {
             watch.decide(event, || unreachable!("nothing is asked while calls run"), &inbox);
         };
         assert_eq!(watch.timer(), None, "it is not ready");

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use ostler_config::Config;
 use ostler_domain::Severity;
 use ostler_domain::alert::AlertKind;
+use ostler_os::meter::TreeRoot;
 use ostler_os::pressure::Space;
-use ostler_os::{SpawnError, SpawnRequest};
+use ostler_os::{Mark, SpawnError, SpawnRequest};
 
 use super::machine::{Look, Looking};
 use super::*;
 use crate::admission::Counted;
 use crate::events::Events;
-use crate::launch::{Launched, Launcher};
+use crate::launch::{KernelView, Launched, Launcher};
 use crate::ledger::Ledger;
 use crate::log_file::LogFiles;
 use crate::supervisor::Supervisor;
@@ -28,6 +29,14 @@ impl Launcher for Nothing {
     fn launch(&self, _request: SpawnRequest) -> Result<Launched, SpawnError> {
         Err(SpawnError::Channels(io::ErrorKind::Unsupported.into()))
     }
+
+    fn look(&self, _trees: &[TreeRoot]) -> io::Result<KernelView> {
+        Ok(KernelView::default())
+    }
+
+    fn end_strays(&self) {}
+
+    fn end_marked(&self, _mark: Mark) {}
 }
 
 /// Shows a file system with so many bytes free, and counts the looks.
@@ -130,7 +139,7 @@ async fn a_disk_that_fills_up_is_told_and_that_it_is_over() {
 async fn a_machine_that_is_short_of_memory_is_left_alone() {
     let supervisor = supervisor().await;
     let core = &supervisor.core;
-    let mut pressure = Pressure::new(&core.config.limits, Vec::new());
+    let mut pressure = Pressure::new(&core.config().limits, Vec::new());
     let nothing = trees::Total::default();
     let mut see = async |look: Look| pressure.judge(core, supervisor.sessions(), &nothing, &look, 0).await;
     let refusal = || core.admission.admit(Counted::Session).err().map(|refusal| refusal.why);

@@ -158,9 +158,9 @@ fn current_only(snapshot: &Snapshot, current: Option<&Tree>) -> Result<(), Strin
     if snapshot.pid.is_some() && snapshot.pid != current.and_then(|tree| tree.leader_pid) {
         return Err(format!("its pid {:?} is not its process's", snapshot.pid));
     }
-    let guard = current.map(|tree| tree.guard_pid.cast_signed());
-    if snapshot.guard_pid.is_some() && snapshot.guard_pid != guard {
-        return Err(format!("its guard {:?} is not its own", snapshot.guard_pid));
+    let shown = snapshot.tree.map(|tree| tree.root.guard_pid);
+    if shown.is_some() && shown != current.map(|tree| tree.guard_pid.cast_signed()) {
+        return Err(format!("its guard {shown:?} is not its own"));
     }
     match &snapshot.connection {
         Some(connection) if connection.generation() != snapshot.generation => {
