@@ -26,7 +26,7 @@ use crate::log::Stream;
 pub const MAX_WAITING: usize = 1024 * 1024;
 
 /// Longest wait for the last lines to be written at the end of the daemon.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
 /// The files of all servers that keep some.
 #[derive(Debug)]
@@ -71,7 +71,11 @@ impl LogFiles {
     pub(crate) async fn flush(&self) {
         let files: Vec<_> = lock(&self.open).values().filter_map(Weak::upgrade).collect();
         let all = futures_util::future::join_all(files.iter().map(|file| file.flushed()));
-        let _ = tokio::time::timeout(FLUSH_LIMIT, all).await;
+        if tokio::time::timeout(FLUSH_LIMIT, all).await.is_err() {
+            tracing::warn!(
+                "the disk is slow: the last lines of some servers are not in their files (log_files)"
+            );
+        }
     }
 }
 

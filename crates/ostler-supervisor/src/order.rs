@@ -43,14 +43,19 @@ pub(crate) async fn start(core: &Arc<Core>, server: &Arc<Server>, owners: &Owner
 }
 
 async fn start_when_served(core: &Arc<Core>, server: &Arc<Server>, owners: &Owners<'_>, budget: Instant) {
-    let waits = wait_for_dependencies(core, server, owners, Some(budget));
-    if timeout_at(budget, waits).await.is_err() {
-        let why = held_by(core, server).unwrap_or_else(|| "its dependencies have just come up".to_owned());
-        refused(core, server, format!("it is held up beyond the start-up time (limits.startup): {why}"));
-        wait_for_dependencies(core, server, owners, None).await;
-    }
-    if let Err(error) = server.start_eagerly(core, &owners(server)).await {
-        refused(core, server, error.to_string());
+    loop {
+        let waits = wait_for_dependencies(core, server, owners, Some(budget));
+        if timeout_at(budget, waits).await.is_err() {
+            let why =
+                held_by(core, server).unwrap_or_else(|| "its dependencies have just come up".to_owned());
+            refused(core, server, format!("it is held up beyond the start-up time (limits.startup): {why}"));
+            wait_for_dependencies(core, server, owners, None).await;
+        }
+        match server.start_eagerly(core, &owners(server)).await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => return refused(core, server, error.to_string()),
+        }
     }
 }
 
@@ -115,11 +120,16 @@ fn demand<'a>(
         if dependency.spec.is_eager() || dependency.stopped() {
             return;
         }
-        wait_for_dependencies(core, dependency, owners, budget).await;
-        if !dependency.stopped()
-            && let Err(error) = dependency.start_eagerly(core, &owners(dependency)).await
-        {
-            refused(core, dependency, error.to_string());
+        loop {
+            wait_for_dependencies(core, dependency, owners, budget).await;
+            if dependency.stopped() {
+                return;
+            }
+            match dependency.start_eagerly(core, &owners(dependency)).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => return refused(core, dependency, error.to_string()),
+            }
         }
     })
 }

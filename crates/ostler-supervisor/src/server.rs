@@ -478,37 +478,40 @@ impl Server {
         Ok(handle.lease().map_or_else(|| ending(&handle), Found::Fitting))
     }
 
-    /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have.
+    /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have. False after a
+    /// wait for an earlier one to go: by now, what it needs may not serve any more.
     pub(crate) async fn start_eagerly(
         self: &Arc<Self>,
         core: &Arc<Core>,
         owner: &Owner,
-    ) -> Result<(), Unavailable> {
-        self.until_vacant().await;
+    ) -> Result<bool, Unavailable> {
+        if !*self.common.vacant.borrow() {
+            self.until_vacant().await;
+            return Ok(false);
+        }
         let traits = self.traits();
         let era = match (traits.legacy, traits.modern) {
             (_, Some(false)) => Some(Era::Legacy),
             (Some(false), _) => Some(Era::Modern),
             _ => None,
         };
-        loop {
-            let mine = {
-                let mut instances = self.lock();
-                let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
-                let Some(mine) = mine else {
-                    let wanted = Wanted { owner, era, initialize: None, on_demand: false };
-                    return self.create(core, &mut instances, wanted).map(drop);
-                };
-                mine
+        let mine = {
+            let mut instances = self.lock();
+            let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
+            let Some(mine) = mine else {
+                let wanted = Wanted { owner, era, initialize: None, on_demand: false };
+                return self.create(core, &mut instances, wanted).map(|_| true);
             };
-            if let Some(lease) = mine.lease() {
-                lease.wish(Inbox::Keep).await;
-                return Ok(());
-            }
-            self.until_removed(&mine).await?;
-            // On another thread it is gone from the list a moment later.
-            tokio::task::yield_now().await;
+            mine
+        };
+        if let Some(lease) = mine.lease() {
+            lease.wish(Inbox::Keep).await;
+            return Ok(true);
         }
+        self.until_removed(&mine).await?;
+        // On another thread it is gone from the list a moment later.
+        tokio::task::yield_now().await;
+        Ok(false)
     }
 
     fn create(
@@ -610,12 +613,12 @@ impl Server {
         handle
     }
 
-    /// Lets clients start it again, and starts what there is of it.
+    /// Lets clients start it again, and starts what there is of it. False as of [`Self::start_eagerly`].
     pub(crate) async fn start(
         self: &Arc<Self>,
         core: &Arc<Core>,
         owner: Option<&Owner>,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<bool, Unavailable> {
         self.check_ending()?;
         self.common.stopped.store(false, Ordering::Relaxed);
         self.note();
@@ -624,7 +627,7 @@ impl Server {
         }
         match owner {
             Some(owner) => self.start_eagerly(core, owner).await,
-            None => Ok(()),
+            None => Ok(true),
         }
     }
 

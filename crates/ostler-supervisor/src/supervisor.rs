@@ -370,10 +370,14 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
-        server.await_vacant().await?;
-        self.await_dependencies(server, caller, &shared_owner(server, caller), None).await?;
         let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
-        server.start(&self.core, owner.as_ref()).await?;
+        loop {
+            server.await_vacant().await?;
+            self.await_dependencies(server, caller, &shared_owner(server, caller), None).await?;
+            if server.start(&self.core, owner.as_ref()).await? {
+                break;
+            }
+        }
         for handle in server.all_instances() {
             until_started(&handle, Generation::default(), server.patience()).await;
         }

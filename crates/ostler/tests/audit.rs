@@ -10,6 +10,7 @@ use std::time::Duration;
 use ostler_config::Config;
 use ostler_domain::{Scope, ServerSpec, Transport};
 use ostler_os::meter::TreeRoot;
+use ostler_os::tree::Process;
 use ostler_os::{GuardEvent, Mark, SpawnError, SpawnRequest, Spawner};
 use ostler_supervisor::audit::Finding;
 use ostler_supervisor::events::Events;
@@ -108,6 +109,8 @@ async fn what_the_kernel_contradicts_is_found_told_and_repaired() {
 
     // A child in a session of its own that no guard is for.
     let mut stray = Command::new("setsid").args(["sleep", "1000"]).spawn().expect("setsid(1) runs");
+    let of_its_own = |process: Option<Process>| process.is_some_and(|it| it.session == it.pid);
+    until(|| of_its_own(ostler_os::tree::read(stray.id().cast_signed()).expect("/proc"))).await;
     let audit = supervisor.audit().await.expect("/proc");
     assert_eq!(audit.findings, [Finding::UnknownChild { pid: stray.id() }]);
     // It was reaped as well, so that there is nothing to wait for.

@@ -54,6 +54,8 @@ const STREAM_LOST: &str = "the stream on which the server speaks by itself is lo
 pub(crate) enum Inbox {
     /// A wish of a person or a client.
     Wish(Event),
+    /// Stop, and say which generation that ends.
+    Stop(String, oneshot::Sender<Generation>),
     /// It is needed by more than who asked first: start it, and do not retire it for want of use.
     Keep,
     /// Stop for good: nobody will need it again.
@@ -316,6 +318,12 @@ impl Driver {
                 }
             }
             Inbox::Wish(_) | Inbox::Keep => {}
+            Inbox::Stop(reason, answer) => {
+                if !self.removing {
+                    self.decide(Event::Stop { reason });
+                }
+                let _ = answer.send(self.machine.generation());
+            }
             Inbox::Remove(reason) => self.remove(reason),
             Inbox::Renewed(server) => self.renew(server),
             // Everything before it has been published: see `run`.
@@ -398,8 +406,8 @@ impl Driver {
     fn record(&self, happening: Happening) {
         self.log.push(Stream::Ostler, &happening.to_string());
         let (core, subject) = (&self.core, self.id.to_string());
+        core.events.record(&subject, happening.clone());
         core.alerts.hear(&subject, &happening, core.config().limits.cleanup_tries);
-        core.events.record(&subject, happening);
     }
 
     fn with_running(&self, generation: Generation, act: impl FnOnce(&Self, &Running)) {

@@ -276,10 +276,11 @@ impl InstanceHandle {
 
     /// Asks it to stop, and says which generation that ends; [`Self::stopped`] waits for its end.
     pub(crate) async fn wish_stop(&self, reason: &str) -> Generation {
-        self.wish(Inbox::Wish(Event::Stop { reason: reason.to_owned() })).await;
-        // At once: whoever asks later may be told of a generation that somebody else has started since.
-        self.decided().await;
-        self.snapshot().generation
+        // With the wish: whoever asks later may be told of a generation that somebody else has started since.
+        let (answer, stopping) = oneshot::channel();
+        self.wish(Inbox::Stop(reason.to_owned(), answer)).await;
+        // An error means that the driver is gone: nothing runs.
+        stopping.await.unwrap_or_else(|_| self.snapshot().generation)
     }
 
     /// After [`Self::wish_stop`]: returns when nothing runs of what ran, or was on its way, at that time.
@@ -427,15 +428,14 @@ mod tests {
                 handle.stopped(stopping).await;
             }
         });
-        assert!(matches!(wishes.recv().await, Some(Inbox::Wish(Event::Stop { .. }))));
-        let Some(Inbox::Ask(answer)) = wishes.recv().await else { panic!("it asks before it looks") };
+        let Some(Inbox::Stop(_, answer)) = wishes.recv().await else { panic!("it asks which one that ends") };
         tokio::task::yield_now().await;
         assert!(!stopping.is_finished(), "nothing was decided yet");
         // The queued start, and then the stop: it is on its way down.
         let ready = State::Ready { since: now() };
         let running = Snapshot { generation: Generation(1), state: ready, ..Snapshot::new() };
         publish.send_replace(Arc::new(running.clone()));
-        answer.send(()).expect("it waits for this");
+        answer.send(Generation(1)).expect("it waits for this");
         tokio::task::yield_now().await;
         assert!(!stopping.is_finished(), "it still runs");
         publish.send_replace(Arc::new(Snapshot { state: State::Stopped, ..running }));

@@ -130,7 +130,11 @@ impl Plan {
             quiet: kind || dice.chance(50),
             kind,
             disk_full: if !kind && dice.chance(15) { dice.between(1, 30) } else { 0 },
-            disk_slow: if dice.chance(20) { dice.between(1, 3_000) } else { dice.below(3) },
+            disk_slow: match dice.chance(20) {
+                // Several jobs may wait for the disk: with seconds for each, a start in time is a matter of luck.
+                true => dice.between(1, if kind { 300 } else { 3_000 }),
+                false => dice.below(3),
+            },
             moments,
             config,
         }

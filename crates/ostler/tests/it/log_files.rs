@@ -15,7 +15,7 @@ fn the_output_of_a_server_is_in_its_file_to_the_last_line() {
     done(&daemon, &["down"]);
     daemon.wait();
     let text = text();
-    assert!(text.contains(" loud.1 stdout goodbye\n"), "{text}");
+    assert!(text.contains(" loud.1 stdout goodbye\n"), "{text}{}", daemon.stderr());
     let last = text.lines().last().expect("a line");
     assert!(last.contains(" loud.1 ostler stopped, nothing of it runs"), "{text}");
 }
