@@ -52,7 +52,8 @@ pub struct TreeUsage {
     /// otherwise it lags behind by up to some hundred kilobytes a thread, because the kernel counts in batches
     /// (proc_pid_stat(5) calls it inaccurate).
     pub rss_bytes: u64,
-    /// Resident memory in which a page shared by n processes counts 1/n for each, when asked for. As for `fds`.
+    /// Resident memory in which a page shared by n processes counts 1/n for each, when asked for. A process that may not
+    /// be looked into, or is one too many, counts with all that is resident.
     pub pss_bytes: Option<u64>,
     /// Share of one processor since the last sample, in per cent; 0 at the first.
     pub cpu_percent: f64,
@@ -153,11 +154,15 @@ impl Meter {
         }
         if detail.pss {
             let mut sum = 0;
-            for &pid in usage.pids.iter().take(MAX_READ) {
-                if let Some((rss, pss)) = rollup(pid, &mut self.text) {
-                    sum += pss;
-                    let rough = self.scan.get(pid).map_or(0, |process| process.rss_pages * self.page_bytes);
-                    usage.rss_bytes = (usage.rss_bytes + rss).saturating_sub(rough);
+            for (read, &pid) in usage.pids.iter().enumerate() {
+                let rough = self.scan.get(pid).map_or(0, |process| process.rss_pages * self.page_bytes);
+                match (read < MAX_READ).then(|| rollup(pid, &mut self.text)).flatten() {
+                    Some((rss, pss)) => {
+                        sum += pss;
+                        usage.rss_bytes = (usage.rss_bytes + rss).saturating_sub(rough);
+                    }
+                    // A limit is no limit where a process need only hide, or be one of many.
+                    None => sum += rough,
                 }
             }
             usage.pss_bytes = Some(sum);

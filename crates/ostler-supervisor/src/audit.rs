@@ -96,7 +96,7 @@ pub struct Audit {
     pub instances: usize,
     /// Ports that are held.
     pub ports: usize,
-    /// What was not as it should be. All of it is repaired.
+    /// What was not as it should be. All of it is repaired, or is being.
     pub findings: Vec<Finding>,
 }
 
@@ -111,10 +111,11 @@ pub(crate) async fn audit(core: &Arc<Core>) -> io::Result<Audit> {
         let again: BTreeSet<Finding> = look(core).await?.findings.into_iter().collect();
         audit.findings.retain(|finding| again.contains(finding));
     }
-    repair(core, &audit.findings).await;
     for finding in &audit.findings {
         core.events.record(&finding.subject(), Happening::Inconsistent { what: finding.to_string() });
     }
+    // What the kernel holds takes longer; it goes on, and the next audit finds what is left.
+    let _ = tokio::time::timeout(core.config().limits.cleanup_time, repair(core, &audit.findings)).await;
     Ok(audit)
 }
 

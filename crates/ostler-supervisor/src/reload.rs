@@ -198,7 +198,8 @@ impl Supervisor {
             }
         }
         let eager = plan.fresh.iter().chain(&plan.roused);
-        eager.filter(|server| server.spec.is_eager()).for_each(|server| begin(core, server, caller));
+        let wanted = eager.filter(|server| server.spec.is_eager() && !server.stopped());
+        wanted.for_each(|server| begin(core, server, caller));
         core.events.record("daemon", Happening::Reloaded { what: report.to_string() });
         Ok(report)
     }

@@ -275,7 +275,9 @@ impl Supervisor {
         drop(connection);
         // From here on a reload that retires the instance finds the session and ends it; one that did so before does
         // not know of it.
-        let connected = match session.instance.is_retired() {
+        let replaced =
+            session.instance.is_retired() || !self.core.registry.in_place_of(&server).is_same(&server);
+        let connected = match replaced {
             true => Err(Unavailable::Limit(format!("`{}` is just being replaced", session.instance.id))),
             false => session.connection(server.patience()).await,
         };

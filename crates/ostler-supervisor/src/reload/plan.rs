@@ -188,10 +188,13 @@ impl Plan {
             Some(_) => Fate::Replaced,
         };
         let reason = self.tell(it, fate);
-        // One that had instances of its own: they end. One that was another name of something that ends too ends
-        // with that.
-        if let Some(old) = it.old.filter(|old| fate == Fate::Replaced && old.same_as().is_none()) {
-            self.leaving.push((Arc::clone(old), reason));
+        if let Some(old) = it.old.filter(|_| fate == Fate::Replaced) {
+            if old.same_as().is_some() {
+                // Its instances are another name's, and may go on: the sessions under this one end.
+                self.estranged.push((Arc::clone(old), it.spec.name.clone(), reason));
+            } else {
+                self.leaving.push((Arc::clone(old), reason));
+            }
         }
         server
     }

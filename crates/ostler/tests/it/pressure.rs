@@ -15,10 +15,11 @@ fn hog(name: &str, mib: u64, more: &str) -> String {
     )
 }
 
-/// A small server that starts on demand.
+/// A small server that starts on demand, and is not the same as another: two names of one thing share a process.
 fn small(name: &str, more: &str) -> String {
     format!(
-        "[servers.{name}]\ncommand = \"{}\"\nargs = [\"legacy\"]\nscope = \"shared\"\nstart = \"on-demand\"\n{more}\n",
+        "[servers.{name}]\ncommand = \"{}\"\nargs = [\"legacy\"]\nscope = \"shared\"\nstart = \"on-demand\"\n\
+         env = {{ CALLED = \"{name}\" }}\n{more}\n",
         ostler_testkit::fake::path().display()
     )
 }
