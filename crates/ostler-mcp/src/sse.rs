@@ -40,8 +40,8 @@ pub struct SseReader {
     data: BytesMut,
     /// Whether a `data` field came since the last event.
     has_data: bool,
-    /// Whether an `id` field came since the last event.
-    has_id: bool,
+    /// What `id` fields said since the last event: an event that breaks off before its end does not count.
+    next_id: Option<Option<Box<str>>>,
     last_id: Option<Box<str>>,
     /// The event at hand is over the limit: its rest is dropped.
     skipping: bool,
@@ -60,7 +60,7 @@ impl SseReader {
             name: Box::default(),
             data: BytesMut::new(),
             has_data: false,
-            has_id: false,
+            next_id: None,
             last_id: None,
             skipping: false,
             skipped: 0,
@@ -164,9 +164,8 @@ impl SseReader {
             }
             b"event" if line.len() <= MAX_FIELD => self.name = String::from_utf8_lossy(&line).into(),
             b"id" if line.len() <= MAX_FIELD && memchr::memchr(0, &line).is_none() => {
-                self.has_id = true;
                 // The empty id takes the last one back.
-                self.last_id = (!line.is_empty()).then(|| String::from_utf8_lossy(&line).into());
+                self.next_id = Some((!line.is_empty()).then(|| String::from_utf8_lossy(&line).into()));
             }
             b"retry" => return std::str::from_utf8(&line).ok()?.parse().ok().map(Sse::Retry),
             _ => {}
@@ -186,7 +185,10 @@ impl SseReader {
     fn dispatch(&mut self) -> Option<Sse> {
         let name = std::mem::take(&mut self.name);
         let data = std::mem::take(&mut self.data).freeze();
-        let has_id = std::mem::take(&mut self.has_id);
+        let has_id = self.next_id.is_some();
+        if let Some(id) = self.next_id.take() {
+            self.last_id = id;
+        }
         let has_data = std::mem::take(&mut self.has_data);
         if std::mem::take(&mut self.skipping) {
             return Some(Sse::TooLong(std::mem::take(&mut self.skipped)));
@@ -237,6 +239,14 @@ mod tests {
             ]
         );
         assert_eq!(last.as_deref(), Some("9"));
+    }
+
+    #[test]
+    fn the_id_of_an_event_that_breaks_off_does_not_count() {
+        let (found, last) = read(&[b"id: 6\ndata: a\n\nid: 7\ndata: {\"half"], 1000);
+        assert_eq!((found.as_slice(), last.as_deref()), ([event("message", "a")].as_slice(), Some("6")));
+        let (_, last) = read(&[b"id: 6\ndata: a\n\nid: 7\ndata: b\n"], 1000);
+        assert_eq!(last.as_deref(), Some("6"), "its lines are whole, and it is not");
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub struct Settings {
     pub concurrency: Concurrency,
     /// Whether the server is known to send requests of its own.
     pub asks_back: bool,
+    /// Whether each call has a stream of its own from the server. What comes on another then belongs to no certain call,
+    /// however many run: the two are not in one order.
+    pub streams_per_call: bool,
     /// Most calls in flight and waiting together (`limits.instance_calls`).
     pub max_calls: usize,
     /// Longest silence of a call, in milliseconds (`timeouts.call_idle`).

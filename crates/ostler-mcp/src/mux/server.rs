@@ -219,6 +219,9 @@ impl<S> Mux<S> {
             }
             return;
         }
+        if self.is_unrelated() {
+            return self.drop_notification(envelope, "it came on the stream of no call", out);
+        }
         let rank = envelope.inner.level.as_deref().and_then(severity);
         let owner = match self.owner() {
             Owner::Call(ticket) => self.calls.get(&ticket).and_then(|call| call.session),
@@ -233,6 +236,9 @@ impl<S> Mux<S> {
     }
 
     fn pass_to_owner(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
+        if self.is_unrelated() {
+            return self.drop_notification(envelope, "it came on the stream of no call", out);
+        }
         let message = Message::from(unpinned(line.clone()));
         match self.owner() {
             Owner::Call(ticket) => match self.calls.get(&ticket).and_then(|call| call.session) {
@@ -273,6 +279,13 @@ impl<S> Mux<S> {
 
     fn alone(&self) -> bool {
         self.settings.exclusive
+    }
+
+    /// Whether several sessions share the process and the message at hand came where none of their calls' messages come.
+    /// The call it was meant for may have been answered meanwhile, on another stream.
+    fn is_unrelated(&self) -> bool {
+        let shared = !self.alone() && self.sessions.len() > 1;
+        shared && self.settings.streams_per_call && self.on_stream_of.is_none()
     }
 
     /// Whose a message is that names nobody. Certain with one session attached and nothing left over from

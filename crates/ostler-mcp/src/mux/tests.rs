@@ -25,6 +25,7 @@ fn settings(era: Era, exclusive: bool, concurrency: Concurrency, asks_back: bool
         exclusive,
         concurrency,
         asks_back,
+        streams_per_call: false,
         max_calls: 12,
         call_idle_ms: 1_000,
         call_max_ms: 5_000,

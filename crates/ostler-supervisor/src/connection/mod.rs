@@ -134,8 +134,6 @@ pub struct Connection {
     generation: Generation,
     sender: mpsc::Sender<ToProcess>,
     orders: mpsc::Sender<Order>,
-    /// Requests of the gateway's own that wait for their answer.
-    asking: AtomicUsize,
     tickets: AtomicU64,
     state: Arc<Shared>,
 }
@@ -164,7 +162,6 @@ struct Asked<'a> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        self.connection.asking.fetch_sub(1, Ordering::Relaxed);
         if !self.answered {
             self.connection.hung_up(self.ticket);
         }
@@ -192,14 +189,7 @@ impl Connection {
         let generation = parts.generation;
         let task = task::Task::new(parts, writer, Arc::clone(&state));
         tokio::spawn(task.run(reader, receiver, order_receiver));
-        Arc::new(Self {
-            generation,
-            sender,
-            orders,
-            tickets: AtomicU64::new(0),
-            asking: AtomicUsize::new(0),
-            state,
-        })
+        Arc::new(Self { generation, sender, orders, tickets: AtomicU64::new(0), state })
     }
 
     /// Which of the instance's processes it leads to.
@@ -209,8 +199,7 @@ impl Connection {
 
     /// Calls of clients that run or wait; what the gateway asks on its own account is not counted.
     pub fn open_calls(&self) -> usize {
-        let asking = self.asking.load(Ordering::Relaxed);
-        self.state.open_calls.load(Ordering::Relaxed).saturating_sub(asking)
+        self.state.open_calls.load(Ordering::Relaxed)
     }
 
     /// Sessions attached.
@@ -260,7 +249,6 @@ impl Connection {
             wire: message(ticket),
             sink,
         };
-        self.asking.fetch_add(1, Ordering::Relaxed);
         let mut asked = Asked { connection: self, ticket, answered: false };
         self.sender.send(ToProcess::Call(request)).await.map_err(|_| SendError::Closed)?;
         let answer = match first.await {

@@ -521,10 +521,12 @@ impl Task {
     }
 
     fn closed(&mut self, reason: &str, news: News) {
-        if self.failed.is_none() {
-            let at = Instant::now() + END_PATIENCE;
-            self.ending.get_or_insert_with(|| Ending { at, reason: reason.to_owned(), told: false });
+        if self.failed.is_some() {
+            // It was closed from this side.
+            return;
         }
+        let at = Instant::now() + END_PATIENCE;
+        self.ending.get_or_insert_with(|| Ending { at, reason: reason.to_owned(), told: false });
         self.tell_driver(news);
     }
 

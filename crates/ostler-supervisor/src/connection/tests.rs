@@ -27,6 +27,7 @@ fn parts(news: mpsc::Sender<News>) -> Parts {
         exclusive: false,
         concurrency: Concurrency::Serial,
         asks_back: true,
+        streams_per_call: false,
         max_calls: 10,
         call_idle_ms: 3_600_000,
         call_max_ms: 3_600_000,

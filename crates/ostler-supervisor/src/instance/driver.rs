@@ -567,6 +567,7 @@ impl Driver {
             exclusive: matches!(self.owner, Owner::Session(_)),
             concurrency: self.server.spec.concurrency,
             asks_back: self.server.traits().asks_back,
+            streams_per_call: self.server.spec.transport == Transport::Http,
             max_calls: self.core.config().limits.instance_calls,
             call_idle_ms: millis(self.server.spec.call_idle),
             call_max_ms: millis(self.server.spec.call_max),

@@ -88,14 +88,15 @@ async fn http(url: &str) -> Result<(), String> {
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path).header("host", authority.as_str()).body(Empty::<Bytes>::new());
     let request = request.map_err(|error| told(&error))?;
-    tokio::select! {
-        // It ends when the answer is here or the peer hangs up; then the answer says how it went.
-        _ = connection => Err(told(&"the connection was closed before an answer came")),
-        answer = sender.send_request(request) => {
-            let status = answer.map_err(|error| told(&error))?.status();
-            if status.is_success() || status.is_redirection() { Ok(()) } else { Err(told(&status)) }
-        }
-    }
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // It may end with the answer, which is there then; else that says why there is none.
+        _ = connection => answer.await,
+    };
+    let status = answer.map_err(|error| told(&error))?.status();
+    if status.is_success() || status.is_redirection() { Ok(()) } else { Err(told(&status)) }
 }
 
 /// Dropped when it is late, it ends with all that it started.

@@ -143,10 +143,22 @@ pub(super) async fn refusal(answer: Response<Incoming>) -> (String, Bytes) {
     let help = match status.as_u16() {
         401 => " (give credentials in `headers`)".to_owned(),
         // Not followed: see `Client`.
-        300..=399 => elsewhere.map(|place| format!(" (give its address as {place})")).unwrap_or_default(),
+        300..=399 => {
+            elsewhere.map(|place| format!(" (give its address as {})", plain(&place))).unwrap_or_default()
+        }
         _ => String::new(),
     };
     (format!("the server answered HTTP {status}{help}{colon}{excerpt}"), bytes)
+}
+
+/// An address without what may be secret in it, which the server has from the configuration: user, password, query.
+fn plain(address: &str) -> String {
+    let address = address.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = address.split_once("://").map_or(("", address), |(scheme, rest)| (scheme, rest));
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let colon = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{colon}{host}{path}").chars().take(300).collect()
 }
 
 /// A stream of events as it comes.
@@ -187,6 +199,22 @@ impl Events {
                     self.reader.push(&chunk);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_told_has_no_secrets() {
+        for (given, told) in [
+            ("https://host/mcp/?api_key=KEY", "https://host/mcp/"),
+            ("https://me:KEY@host:1/mcp#KEY", "https://host:1/mcp"),
+            ("/mcp/?key=KEY", "/mcp/"),
+        ] {
+            assert_eq!(plain(given), told);
         }
     }
 }

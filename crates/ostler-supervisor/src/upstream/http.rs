@@ -284,7 +284,9 @@ impl Request {
         let said: Option<Value> = serde_json::from_slice(&body).ok();
         let error = said.as_ref().and_then(|said| said.get("error"));
         let id = said.as_ref().and_then(|said| said.get("id"));
-        if had_session && status == StatusCode::NOT_FOUND && id.is_none_or(Value::is_null) {
+        // Some servers give such an answer an id of their own invention.
+        let of_this = id.is_some_and(|id| id.to_string().as_bytes() == &self.id[..]);
+        if had_session && status == StatusCode::NOT_FOUND && !of_this {
             self.way.context.broken(&self.id, &why).await;
             return true;
         }

@@ -49,6 +49,21 @@ fn what_comes_on_a_calls_stream_is_that_calls() {
 }
 
 #[test]
+fn what_comes_beside_the_streams_of_calls_is_nobodys_even_while_one_call_runs() {
+    for streams_per_call in [false, true] {
+        let mut mux = two_calls();
+        mux.settings.streams_per_call = streams_per_call;
+        // The first is answered; what the server said in it may come after that, on another stream.
+        on_stream(&mut mux, 1, r#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
+        let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"of the first"}}"#;
+        let mut out = Vec::new();
+        mux.server_line(Bytes::copy_from_slice(log.as_bytes()), 1, &mut out);
+        let dropped = matches!(out[..], [Out::Note(Note::NotificationDropped { .. })]);
+        assert_eq!(dropped, streams_per_call, "{out:?}");
+    }
+}
+
+#[test]
 fn a_stream_answers_no_call_but_its_own() {
     let mut mux = two_calls();
     let out = on_stream(&mut mux, 1, r#"{"jsonrpc":"2.0","id":2,"result":{}}"#);
