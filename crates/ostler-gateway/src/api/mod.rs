@@ -11,6 +11,7 @@ mod usage;
 mod views;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -25,6 +26,12 @@ use crate::Gateway;
 use crate::serve::Door;
 
 type App = State<Arc<Gateway>>;
+
+/// The state of an instance on its way down.
+const ENDING: &str = "stopping";
+
+/// How long a server that was started and has ended already may take to be verified empty.
+const ENDING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The routes behind a door.
 pub fn router(gateway: &Arc<Gateway>, door: Door) -> Router {
@@ -187,7 +194,24 @@ async fn start_server(State(gateway): App, Path(name): Path<String>) -> Result<R
         error: error.to_string(),
         hint: None,
     })?;
-    one_server(&gateway, &server).await
+    begun(&gateway, &server).await
+}
+
+/// A server that was just started. One that came to its end at once, as a small program does, is shown once that is
+/// verified: on its way there it is neither up nor down.
+async fn begun(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
+    let now = views::servers(gateway, std::slice::from_ref(server)).await.pop();
+    let Some(view) = now.filter(|view| view.instances.iter().any(|instance| instance.state == ENDING)) else {
+        return one_server(gateway, server).await;
+    };
+    let ends = server.instances().into_iter().map(|handle| async move {
+        handle.until(|snapshot| snapshot.state.as_str() != ENDING).await;
+    });
+    // One that the kernel holds is shown as it is.
+    if tokio::time::timeout(ENDING_PATIENCE, futures_util::future::join_all(ends)).await.is_err() {
+        return Ok(Json(view).into_response());
+    }
+    one_server(gateway, server).await
 }
 
 async fn stop_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
