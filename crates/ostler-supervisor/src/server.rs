@@ -1,9 +1,9 @@
 //! One configured server: what is known of it, and its instances.
 //!
 //! A [`Server`] never changes. What becomes of it in time, its instances above all, it has in common with every
-//! `Server` that follows it while the definition changes in nothing that its processes depend on ([`Server::renewed`])
-//! and with every other name for the same thing ([`Server::alias`]). One that is to run otherwise is another server
-//! ([`Server::successor`]).
+//! `Server` that follows it while the definition changes in nothing that its processes depend on (`Server::renewed`)
+//! and with every other name for the same thing (`Server::alias`). One that is to run otherwise is another server
+//! (see [`crate::reload`]).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -1,6 +1,6 @@
 //! Alerts: what needs a person, and the ways in which one is told.
 //!
-//! Whoever notices trouble calls [`Alerts::raise`], as often as he notices it, and [`Alerts::resolve`] when it is over;
+//! Whoever notices trouble calls `Alerts::raise`, as often as he notices it, and `Alerts::resolve` when it is over;
 //! [`ostler_domain::alert`] decides what is told and when. What is told goes into the event log, which is written to
 //! the daemon's own log as well, and to the sinks of `[alerts]`: a webhook and a command, each with a queue and a task
 //! of its own, so that a slow one delays neither the other nor whoever noticed the trouble.
