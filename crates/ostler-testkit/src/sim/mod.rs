@@ -8,7 +8,7 @@
 //!                     every step ──▶ World (world.rs) ──▶ check.rs, chronicle.rs
 //! ```
 //!
-//! A *seed* decides everything ([`plan::Plan`], and a pair of [`dice::Dice`] for each actor): the configuration, who
+//! A *seed* decides everything ([`plan::Plan`], and a pair of [`Dice`] for each actor): the configuration, who
 //! wants what when, and how the processes, the guard, the kernel and the disk behave. Time is tokio's, paused, so it
 //! jumps to the next thing that happens; there is one thread, no real process, file or socket. So a seed replays
 //! exactly, to the last line of its trace.
@@ -18,7 +18,6 @@
 
 mod check;
 mod chronicle;
-pub mod dice;
 mod people;
 mod pipe;
 pub mod plan;
@@ -38,7 +37,7 @@ use ostler_supervisor::{Caller, InstanceHandle, Supervisor, clock, random};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use dice::Dice;
+use crate::dice::Dice;
 use people::{Somebody, longest};
 use plan::Plan;
 use system::System;

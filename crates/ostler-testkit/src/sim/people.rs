@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::dice::Dice;
 use super::process::STUCK_AFTER;
 use super::world::World;
+use crate::dice::Dice;
 
 /// Added to every bound, for the small delays that no bound is made of.
 const MARGIN: Duration = Duration::from_secs(10);

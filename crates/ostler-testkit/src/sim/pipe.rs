@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use ostler_supervisor::launch::simulated;
 use tokio::sync::Notify;
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 /// Bytes a simulated pipe holds: less than Linux's 64 KiB, so that it is full sooner.
 const CAPACITY: usize = 2048;

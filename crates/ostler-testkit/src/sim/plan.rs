@@ -6,7 +6,7 @@ use std::time::Duration;
 use ostler_config::Config;
 use ostler_domain::{Concurrency, Probe, RestartPolicy, Scope, ServerSpec, StartMode, Transport};
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 /// One seed's world.
 #[derive(Clone, Debug)]

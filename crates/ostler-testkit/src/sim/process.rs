@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::dice::Dice;
 use super::pipe::Pipe;
 use super::plan::Temperament;
 use super::system::Orders;
 use super::world::World;
+use crate::dice::Dice;
 
 /// From the leader's end to SIGKILL for what it left (`ostler-os`, `guard::LEFTOVER_GRACE`).
 const LEFTOVER_GRACE: Duration = Duration::from_millis(200);

@@ -6,8 +6,8 @@ use ostler_supervisor::ledger::{Job, Records};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 
-use super::dice::Dice;
 use super::world::World;
+use crate::dice::Dice;
 
 /// Runs the ledger's jobs, one after another. Never returns while somebody may have work.
 pub(super) async fn keep(world: World, mut jobs: mpsc::Receiver<Job>) {

@@ -9,10 +9,10 @@ use ostler_os::{Mark, SpawnError, SpawnRequest};
 use ostler_supervisor::launch::{Control, Input, KernelView, Launched, Launcher, Output};
 use tokio::sync::{Notify, mpsc};
 
-use super::dice::Dice;
 use super::pipe::{InputEnd, OutputEnd, Pipe};
 use super::process::{Birth, Process};
 use super::world::{Tree, World};
+use crate::dice::Dice;
 
 /// Errors of Linux that a spawn may meet: EAGAIN, ENOMEM, EMFILE.
 const SPAWN_ERRORS: [i32; 3] = [11, 12, 24];

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ostler_testkit::dice::Dice;
 use ostler_testkit::mark::{MARK_VARIABLE, Mark};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -49,28 +50,6 @@ const CALLED: [(&str, bool); 6] = [
     ("flaky", false),
     ("needs", false),
 ];
-
-/// Random numbers from a seed (`SplitMix64`, Steele and others, 2014).
-struct Dice(u64);
-
-impl Dice {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^ (bits >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.bits() % end
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        let place = usize::try_from(self.below(of.len().max(1) as u64)).unwrap_or_default();
-        of.get(place)
-    }
-}
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
@@ -113,7 +92,7 @@ impl Drop for Disk {
 fn config(dir: &Path, version: u64) -> String {
     let fake = ostler_testkit::fake::path();
     let fake = fake.display();
-    let mut dice = Dice(version);
+    let mut dice = Dice::seeded(version);
     let mut changed = |name: &str| {
         if version > 0 && dice.below(3) == 0 { format!("{name}-{version}") } else { name.to_owned() }
     };
@@ -214,7 +193,8 @@ impl Harm<'_> {
         let (_, body) = over_socket(self.daemon, "GET", "/api/v1/instances", "");
         let rows: Vec<Value> = serde_json::from_str(&body).expect("an array");
         let pids: Vec<i32> = rows.iter().filter_map(|row| i32::try_from(row["pid"].as_i64()?).ok()).collect();
-        self.dice.pick(&pids).and_then(|pid| Pid::from_raw(*pid))
+        let pid = (!pids.is_empty()).then(|| *self.dice.pick(&pids))?;
+        Pid::from_raw(pid)
     }
 
     fn act(&mut self) {
@@ -313,7 +293,7 @@ impl Client {
 
     async fn use_servers(mut self) {
         while self.goes_on() {
-            let (server, is_modern) = *self.dice.pick(&CALLED).expect("there are some");
+            let (server, is_modern) = *self.dice.pick(&CALLED);
             if is_modern {
                 let (request, wanted) = self.request();
                 self.judge(post_modern(&self.http, server, &modern(request)).await, &wanted).await;
@@ -442,7 +422,7 @@ async fn load(daemon: &Daemon, seed: u64, tally: &Arc<Tally>, stop: &Arc<AtomicB
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| Client {
             http: Http::new(daemon.address()),
-            dice: Dice(seed ^ (number + 1).wrapping_mul(0xA24B_AED4_963E_E407)),
+            dice: Dice::seeded(seed ^ (number + 1).wrapping_mul(0xA24B_AED4_963E_E407)),
             tally: Arc::clone(tally),
             stop: Arc::clone(stop),
         })
@@ -494,7 +474,7 @@ async fn after_chaos_everything_is_as_before_and_no_call_was_lost() {
         let harm = Harm {
             daemon: &daemon,
             disk: disk.as_ref(),
-            dice: Dice(seed),
+            dice: Dice::seeded(seed),
             tally: &tally,
             version: 0,
             later: Vec::new(),

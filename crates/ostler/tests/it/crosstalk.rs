@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ostler_testkit::dice::Dice;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -29,23 +30,6 @@ const METHOD_NOT_FOUND: i64 = -32601;
 const INVALID_REQUEST: i64 = -32600;
 /// Longer than any test runs: who sleeps this long is woken by a cancellation.
 const FOR_EVER_MS: u64 = 300_000;
-
-/// `splitmix64`: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 fn seed() -> u64 {
     let given = std::env::var("OSTLER_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
@@ -218,7 +202,7 @@ impl Member {
         self.counted_call(id, tool, arguments).await.0
     }
 
-    async fn lane(self, lane: usize, turns: usize, mut random: Random) {
+    async fn lane(self, lane: usize, turns: usize, mut random: Dice) {
         for turn in 0..turns {
             let id = id_of(lane, turn);
             let tag = self.tag(&format!("{lane}.{turn}"));
@@ -249,7 +233,7 @@ impl Member {
     }
 
     /// Has the server ask this session for something.
-    async fn ask(&self, id: &Value, tag: &str, random: &mut Random) {
+    async fn ask(&self, id: &Value, tag: &str, random: &mut Dice) {
         let kind = ["sampling", "elicitation", "roots"][random.below(3) as usize];
         let progress = random.below(2) == 0;
         let answer = self.call(id, "ask", &json!({"kind": kind, "tag": tag, "progress": progress})).await;
@@ -412,7 +396,7 @@ async fn run(http: &Arc<Http>, members: Vec<Member>, turns: usize, seed: u64) ->
     for member in &members {
         for lane in 0..LANES {
             let random =
-                Random(seed ^ ((member.me * LANES + lane) as u64).wrapping_mul(0x2545_F491_4F6C_DD1D));
+                Dice::seeded(seed ^ ((member.me * LANES + lane) as u64).wrapping_mul(0x2545_F491_4F6C_DD1D));
             lanes.spawn(member.clone().lane(lane, turns, random));
         }
     }
@@ -510,7 +494,7 @@ async fn a_server_that_asks_back_is_served_one_call_at_a_time_from_then_on() {
     let mut first = JoinSet::new();
     for member in members.clone() {
         first.spawn(async move {
-            let mut random = Random(seed ^ member.me as u64);
+            let mut random = Dice::seeded(seed ^ member.me as u64);
             member.ask(&json!("first"), &member.tag("first"), &mut random).await;
         });
     }
@@ -565,7 +549,7 @@ impl Guest {
         }
     }
 
-    async fn lane(self, lane: usize, turns: usize, mut random: Random) {
+    async fn lane(self, lane: usize, turns: usize, mut random: Dice) {
         for turn in 0..turns {
             let id = id_of(lane, turn);
             let tag = self.tag(&format!("{lane}.{turn}"));
@@ -675,7 +659,8 @@ async fn modern_clients(daemon: &Daemon) {
     }
     for (me, guest) in (0..SESSIONS).map(guest).enumerate() {
         for lane in 1..=LANES {
-            let random = Random(seed ^ ((me * LANES + lane) as u64).wrapping_mul(0x2545_F491_4F6C_DD1D));
+            let random =
+                Dice::seeded(seed ^ ((me * LANES + lane) as u64).wrapping_mul(0x2545_F491_4F6C_DD1D));
             lanes.spawn(guest.clone().lane(lane, 10, random));
         }
     }

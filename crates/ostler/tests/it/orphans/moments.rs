@@ -4,6 +4,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::process::Stdio;
 use std::time::Duration;
 
+use ostler_testkit::dice::Dice;
 use rustix::process::Signal;
 
 use super::client::Opening;
@@ -145,17 +146,17 @@ fn a_goodbye_is_heard_whoever_waits_for_the_answer() {
     assert_eq!(world.daemon.status()["sessions"], 0);
 }
 
-/// Numbers from a seed that a failed test prints (splitmix64).
+/// Numbers from a seed that a failed test prints.
 struct Random {
     seed: u64,
-    state: u64,
+    dice: Dice,
 }
 
 impl Random {
     fn seeded(context: &str) -> Self {
         let given = std::env::var(SEED_VARIABLE).ok().map(|text| text.parse().expect("a number"));
         let seed = given.unwrap_or_else(|| RandomState::new().build_hasher().finish());
-        let random = Self { seed, state: seed };
+        let random = Self { seed, dice: Dice::seeded(seed) };
         println!("{context}: {}", random.name());
         random
     }
@@ -165,10 +166,6 @@ impl Random {
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % bound
+        self.dice.below(bound)
     }
 }

@@ -8,6 +8,11 @@ use std::time::Duration;
 pub struct Dice(u64);
 
 impl Dice {
+    /// The dice that begin with this seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// The dice of one actor of a seed: what one actor draws does not change what another gets.
     pub fn of(seed: u64, actor: &str) -> Self {
         // FNV-1a, so that actors whose names differ little do not draw alike.
