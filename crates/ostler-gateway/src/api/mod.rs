@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
-use ostler_api::{ApiError, DaemonStatus};
+use ostler_api::{ApiError, DaemonStatus, ServerView};
 use ostler_supervisor::{InstanceHandle, Server};
 use serde::Deserialize;
 
@@ -175,12 +175,13 @@ async fn servers(State(gateway): App) -> Response {
     Json(views::servers(&gateway, gateway.supervisor.servers().all()).await).into_response()
 }
 
-async fn one_server(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
+async fn server_view(gateway: &Gateway, server: &Arc<Server>) -> Result<ServerView, Failure> {
     let mut views = views::servers(gateway, std::slice::from_ref(server)).await;
-    views
-        .pop()
-        .map(|view| Json(view).into_response())
-        .ok_or_else(|| missing("server", server.spec.name.as_str()))
+    views.pop().ok_or_else(|| missing("server", server.spec.name.as_str()))
+}
+
+async fn one_server(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
+    server_view(gateway, server).await.map(|view| Json(view).into_response())
 }
 
 async fn server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
@@ -200,10 +201,10 @@ async fn start_server(State(gateway): App, Path(name): Path<String>) -> Result<R
 /// A server that was just started. One that came to its end at once, as a small program does, is shown once that is
 /// verified: on its way there it is neither up nor down.
 async fn begun(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Failure> {
-    let now = views::servers(gateway, std::slice::from_ref(server)).await.pop();
-    let Some(view) = now.filter(|view| view.instances.iter().any(|instance| instance.state == ENDING)) else {
-        return one_server(gateway, server).await;
-    };
+    let view = server_view(gateway, server).await?;
+    if view.instances.iter().all(|instance| instance.state != ENDING) {
+        return Ok(Json(view).into_response());
+    }
     let ends = server.instances().into_iter().map(|handle| async move {
         handle.until(|snapshot| snapshot.state.as_str() != ENDING).await;
     });
