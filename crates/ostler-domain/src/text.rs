@@ -18,6 +18,16 @@ pub(crate) fn clip(mut text: String) -> String {
     text
 }
 
+/// An address without what may be secret in it: user, password, query and fragment.
+pub fn without_secrets(address: &str) -> String {
+    let address = address.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = address.split_once("://").map_or(("", address), |(scheme, rest)| (scheme, rest));
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let colon = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{colon}{host}{path}")
+}
+
 /// A duration as a person would say it: `250 ms`, `1.5 s`, `10 min`, `2 h 5 min`.
 pub fn human(duration: Duration) -> String {
     let ms = duration.as_millis();

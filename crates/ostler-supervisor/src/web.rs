@@ -3,8 +3,73 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::{Request, Response, Uri};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
+
+/// How long a server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Most connections to one server kept without a request.
+const MAX_IDLE: usize = 32;
+
+/// hyper's pooled client, plain or with TLS. Redirections are not followed: they could lead elsewhere with secrets.
+#[derive(Debug)]
+pub(crate) enum WebClient<B> {
+    Plain(legacy::Client<HttpConnector, B>),
+    Tls(legacy::Client<HttpsConnector<HttpConnector>, B>),
+}
+
+/// Not derived: bodies need not be `Clone`.
+impl<B> Clone for WebClient<B> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Plain(client) => Self::Plain(client.clone()),
+            Self::Tls(client) => Self::Tls(client.clone()),
+        }
+    }
+}
+
+impl<B> WebClient<B>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
+{
+    /// A client for servers at addresses like this one, which closes a connection without a request after `idle`.
+    ///
+    /// # Errors
+    /// When TLS is needed and the system's certificates cannot be read.
+    pub(crate) async fn new(uri: &Uri, idle: Duration) -> Result<Self, String> {
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT));
+        let mut builder = legacy::Client::builder(TokioExecutor::new());
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(idle).pool_max_idle_per_host(MAX_IDLE);
+        if uri.scheme_str() != Some("https") {
+            return Ok(Self::Plain(builder.build(tcp)));
+        }
+        tcp.enforce_http(false);
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls().await?).https_only().enable_http1();
+        Ok(Self::Tls(builder.build(https.wrap_connector(tcp))))
+    }
+
+    /// Sends a request; resolves with the head of its answer.
+    ///
+    /// # Errors
+    /// What went wrong on the way, for people.
+    pub(crate) async fn send(&self, request: Request<B>) -> Result<Response<Incoming>, String> {
+        let sent = match self {
+            Self::Plain(client) => client.request(request).await,
+            Self::Tls(client) => client.request(request).await,
+        };
+        sent.map_err(|error| describe(&error))
+    }
+}
 
 /// The system's certificates, which say whom to trust.
 ///

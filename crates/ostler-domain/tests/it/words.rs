@@ -77,3 +77,14 @@ fn happenings_say_what_and_why() {
         assert_eq!(happening.severity(), severity, "{text}");
     }
 }
+
+#[test]
+fn an_address_that_is_told_has_no_secrets() {
+    for (given, told) in [
+        ("https://host/mcp/?api_key=KEY", "https://host/mcp/"),
+        ("https://me:KEY@host:1/mcp#KEY", "https://host:1/mcp"),
+        ("/mcp/?key=KEY", "/mcp/"),
+    ] {
+        assert_eq!(ostler_domain::text::without_secrets(given), told);
+    }
+}

@@ -9,6 +9,7 @@ use ostler_api::{
     ProcessView, RestartWhen, ServerView, SessionView,
 };
 use ostler_domain::alert::Alert;
+use ostler_domain::text::without_secrets;
 use ostler_domain::{Exit, RestartPolicy, Scope, Upstream, UpstreamAt};
 use ostler_os::Rungs;
 use ostler_supervisor::audit::{Audit, Finding};
@@ -163,11 +164,6 @@ pub(super) async fn servers(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<S
         .collect()
 }
 
-/// An address without what may be a secret in it.
-fn without_query(url: &str) -> String {
-    url.split('?').next().unwrap_or_default().to_owned()
-}
-
 fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> ServerView {
     let traits = server.traits();
     let launch = &server.spec.launch;
@@ -182,7 +178,7 @@ fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> Ser
             .then(|| format!("{}/mcp/{}", gateway.base, server.spec.name)),
         scope: server.spec.scope.as_str().to_owned(),
         command: match &server.spec.upstream {
-            Some(Upstream { at: UpstreamAt::Url(url), .. }) => vec![without_query(url)],
+            Some(Upstream { at: UpstreamAt::Url(url), .. }) => vec![without_secrets(url)],
             _ => std::iter::once(&launch.command).chain(&launch.args).cloned().collect(),
         },
         required: server.spec.required,

@@ -47,20 +47,20 @@ pub(super) trait Sink {
 }
 
 /// Tells this sink whatever comes, one after the other.
-pub(super) async fn follow(alerts: Arc<Alerts>, mut queue: mpsc::Receiver<Arc<Notify>>, mut sink: impl Sink) {
+pub(super) async fn follow<S: Sink>(
+    alerts: Arc<Alerts>,
+    mut queue: mpsc::Receiver<Arc<Notify>>,
+    mut sink: S,
+) {
     while let Some(told) = queue.recv().await {
         if sink.is_wanted(&alerts.settings())
             && let Err(why) = tell(&alerts, &told, &mut sink).await
         {
             alerts.events.count("alerts.retries");
-            let what = format!("the alert \"{told}\" did not reach the {}: {why}", name(&sink));
+            let what = format!("the alert \"{told}\" did not reach the {}: {why}", S::NAME);
             alerts.events.record("alerts", Happening::Dropped { what, count: 1 });
         }
     }
-}
-
-fn name<S: Sink>(_: &S) -> &'static str {
-    S::NAME
 }
 
 /// Until it arrives, or `alerts.retries` further tries have failed; the latest failure then.

@@ -9,6 +9,7 @@ use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use ostler_domain::text::without_secrets;
 use ostler_mcp::{SHARE_FROM, Sse, SseReader, on_one_line};
 
 use crate::budget::{Budget, Reservation};
@@ -21,6 +22,8 @@ const MEMORY: Duration = Duration::from_secs(10);
 const STEP: usize = 256 * 1024;
 /// Bytes of an error's body that are looked at.
 const MAX_ERROR: usize = 64 * 1024;
+/// Characters of such a body, or of an address in its head, that people are told.
+const MAX_EXCERPT: usize = 300;
 
 /// Why no body came.
 #[derive(Debug)]
@@ -128,7 +131,10 @@ async fn chunk(body: &mut Incoming) -> Result<Option<Bytes>, String> {
 /// What an answer that is none says, for people: its status and the beginning of its body.
 pub(super) async fn refusal(answer: Response<Incoming>) -> (String, Bytes) {
     let status = answer.status();
-    let elsewhere = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok()).map(str::to_owned);
+    let elsewhere = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok());
+    // The server has its secrets from the configuration.
+    let elsewhere =
+        elsewhere.map(|place| without_secrets(place).chars().take(MAX_EXCERPT).collect::<String>());
     let mut body = answer.into_body();
     let mut bytes = BytesMut::new();
     while bytes.len() < MAX_ERROR
@@ -138,27 +144,15 @@ pub(super) async fn refusal(answer: Response<Incoming>) -> (String, Bytes) {
     }
     let bytes = bytes.freeze();
     let text = String::from_utf8_lossy(&bytes);
-    let excerpt: String = text.trim().chars().take(300).collect();
+    let excerpt: String = text.trim().chars().take(MAX_EXCERPT).collect();
     let colon = if excerpt.is_empty() { "" } else { ": " };
     let help = match status.as_u16() {
         401 => " (give credentials in `headers`)".to_owned(),
-        // Not followed: see `Client`.
-        300..=399 => {
-            elsewhere.map(|place| format!(" (give its address as {})", plain(&place))).unwrap_or_default()
-        }
+        // Not followed: see `WebClient`.
+        300..=399 => elsewhere.map(|place| format!(" (give its address as {place})")).unwrap_or_default(),
         _ => String::new(),
     };
     (format!("the server answered HTTP {status}{help}{colon}{excerpt}"), bytes)
-}
-
-/// An address without what may be secret in it, which the server has from the configuration: user, password, query.
-fn plain(address: &str) -> String {
-    let address = address.split(['?', '#']).next().unwrap_or_default();
-    let (scheme, rest) = address.split_once("://").map_or(("", address), |(scheme, rest)| (scheme, rest));
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    let colon = if scheme.is_empty() { "" } else { "://" };
-    format!("{scheme}{colon}{host}{path}").chars().take(300).collect()
 }
 
 /// A stream of events as it comes.
@@ -199,22 +193,6 @@ impl Events {
                     self.reader.push(&chunk);
                 }
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_that_is_told_has_no_secrets() {
-        for (given, told) in [
-            ("https://host/mcp/?api_key=KEY", "https://host/mcp/"),
-            ("https://me:KEY@host:1/mcp#KEY", "https://host:1/mcp"),
-            ("/mcp/?key=KEY", "/mcp/"),
-        ] {
-            assert_eq!(plain(given), told);
         }
     }
 }

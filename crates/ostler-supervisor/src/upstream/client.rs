@@ -1,4 +1,4 @@
-//! HTTP as a client: hyper's pooled client, plain or with TLS, and messages as bodies.
+//! HTTP as a client of MCP servers: their headers, and messages as bodies.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,21 +11,13 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ostler_mcp::Message;
 
-use crate::web::{describe, tls};
+use crate::web::WebClient;
 
-/// How long a server may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(10);
 /// Connections without a request are closed after this: before the server does it (Node and uvicorn after 5 s), or a
 /// request might meet a connection that is being closed, and must not be sent again.
 const IDLE: Duration = Duration::from_secs(4);
-/// Most connections kept without a request.
-const MAX_IDLE: usize = 32;
 
 /// What a message is posted with, and what its answer may be.
 pub(super) const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
@@ -33,40 +25,21 @@ pub(super) const BOTH: HeaderValue = HeaderValue::from_static("application/json,
 pub(super) const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// A client of one server. Redirections are not followed: they could lead elsewhere with the headers' secrets.
+/// A client of one server.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
-    inner: Inner,
+    inner: WebClient<Pieces>,
     /// Sent with every request.
     headers: HeaderMap,
-}
-
-#[derive(Clone, Debug)]
-enum Inner {
-    Plain(legacy::Client<HttpConnector, Pieces>),
-    Tls(legacy::Client<HttpsConnector<HttpConnector>, Pieces>),
 }
 
 impl Client {
     /// A client for servers at addresses like this one.
     ///
     /// # Errors
-    /// When TLS is needed and the system's certificates cannot be read.
+    /// As [`WebClient::new`].
     pub(super) async fn new(uri: &Uri, headers: HeaderMap) -> Result<Self, String> {
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT));
-        let mut builder = legacy::Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
-        let inner = if uri.scheme_str() == Some("https") {
-            tcp.enforce_http(false);
-            let config = tls().await?;
-            let https = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
-            Inner::Tls(builder.build(https.wrap_connector(tcp)))
-        } else {
-            Inner::Plain(builder.build(tcp))
-        };
-        Ok(Self { inner, headers })
+        Ok(Self { inner: WebClient::new(uri, IDLE).await?, headers })
     }
 
     /// Sends a request; resolves with the head of its answer.
@@ -88,11 +61,7 @@ impl Client {
         for (name, value) in headers {
             request.headers_mut().insert(name, value.clone());
         }
-        let sent = match &self.inner {
-            Inner::Plain(client) => client.request(request).await,
-            Inner::Tls(client) => client.request(request).await,
-        };
-        sent.map_err(|error| describe(&error))
+        self.inner.send(request).await
     }
 
     /// Posts a message.

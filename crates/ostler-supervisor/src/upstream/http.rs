@@ -74,10 +74,10 @@ struct Ended {
 /// Why it could not begin, or not go on.
 pub(super) async fn run(
     target: Target,
+    first: Message,
     mut messages: mpsc::Receiver<Message>,
     context: Context,
 ) -> Result<(), String> {
-    let Some(first) = messages.recv().await else { return Ok(()) };
     let client = Client::new(&target.uri, target.headers).await?;
     let way = Way { client, uri: target.uri, session: Arc::default(), context };
     let mut courier = Courier::new(way);

@@ -140,16 +140,18 @@ pub(crate) fn start(target: Target, parts: &Parts, shared: Arc<Shared>) -> Link 
     Link { to_server, from_server }
 }
 
-async fn carry(target: Target, messages: mpsc::Receiver<Message>, context: Context) {
-    let transport = target.transport;
+async fn carry(target: Target, mut messages: mpsc::Receiver<Message>, context: Context) {
     let frames = context.frames.clone();
-    let ended = match transport {
-        Transport::Http => http::run(target, messages, context).await,
-        Transport::Sse => sse::run(target, messages, context).await,
-        _ => websocket::run(target, messages, context).await,
-    };
-    if let Err(why) = ended {
-        let _ = frames.send(Frame::Closed(why)).await;
+    // Nobody is reached before there is something to say.
+    if let Some(first) = messages.recv().await {
+        let ended = match target.transport {
+            Transport::Http => http::run(target, first, messages, context).await,
+            Transport::Sse => sse::run(target, first, messages, context).await,
+            _ => websocket::run(target, first, messages, context).await,
+        };
+        if let Err(why) = ended {
+            let _ = frames.send(Frame::Closed(why)).await;
+        }
     }
     // That there is nothing more to come must not look like the server's doing.
     frames.closed().await;

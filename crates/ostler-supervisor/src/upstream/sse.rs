@@ -26,10 +26,10 @@ const MAX_ADDRESS: usize = 8 * 1024;
 /// Why it could not begin, or not go on.
 pub(super) async fn run(
     target: Target,
+    first: Message,
     mut messages: mpsc::Receiver<Message>,
     context: Context,
 ) -> Result<(), String> {
-    let Some(first) = messages.recv().await else { return Ok(()) };
     let client = Client::new(&target.uri, target.headers).await?;
     let opened = tokio::time::timeout(OPENING, open(&client, &target.uri, &context)).await;
     let (mut events, address) =

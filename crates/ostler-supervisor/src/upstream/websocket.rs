@@ -41,10 +41,10 @@ type Socket = WebSocketStream<Box<dyn Wire>>;
 /// Why it could not begin, or not go on.
 pub(super) async fn run(
     target: Target,
+    first: Message,
     mut messages: mpsc::Receiver<Message>,
     context: Context,
 ) -> Result<(), String> {
-    let Some(first) = messages.recv().await else { return Ok(()) };
     let opened = tokio::time::timeout(OPENING, open(&target, context.max_message)).await;
     let socket = opened
         .map_err(|_| format!("the server did not become a WebSocket within {OPENING:?}"))?
