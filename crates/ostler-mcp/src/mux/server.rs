@@ -219,11 +219,8 @@ impl<S> Mux<S> {
             }
             return;
         }
-        if self.is_unrelated() {
-            return self.drop_notification(envelope, "it came on the stream of no call", out);
-        }
         let rank = envelope.inner.level.as_deref().and_then(severity);
-        let owner = match self.owner() {
+        let owner = match self.owner_of_notification() {
             Owner::Call(ticket) => self.calls.get(&ticket).and_then(|call| call.session),
             Owner::Session(session) => Some(session),
             Owner::Unknown(_) => None,
@@ -236,11 +233,8 @@ impl<S> Mux<S> {
     }
 
     fn pass_to_owner(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
-        if self.is_unrelated() {
-            return self.drop_notification(envelope, "it came on the stream of no call", out);
-        }
         let message = Message::from(unpinned(line.clone()));
-        match self.owner() {
+        match self.owner_of_notification() {
             Owner::Call(ticket) => match self.calls.get(&ticket).and_then(|call| call.session) {
                 Some(session) => self.deliver(session, Some(ticket), message, None, out),
                 None => self.drop_notification(envelope, "the call has no session", out),
@@ -281,11 +275,15 @@ impl<S> Mux<S> {
         self.settings.exclusive
     }
 
-    /// Whether several sessions share the process and the message at hand came where none of their calls' messages come.
-    /// The call it was meant for may have been answered meanwhile, on another stream.
-    fn is_unrelated(&self) -> bool {
+    /// Whose a notification is that names nobody. Where several sessions share the process, one that came where none of
+    /// their calls' messages come is nobody's: the call it was meant for may have been answered meanwhile, on another
+    /// stream. A request is not so: its call waits for the answer.
+    fn owner_of_notification(&self) -> Owner {
         let shared = !self.alone() && self.sessions.len() > 1;
-        shared && self.settings.streams_per_call && self.on_stream_of.is_none()
+        if shared && self.settings.streams_per_call && self.on_stream_of.is_none() {
+            return Owner::Unknown("it came on the stream of no call");
+        }
+        self.owner()
     }
 
     /// Whose a message is that names nobody. Certain with one session attached and nothing left over from
