@@ -8,6 +8,7 @@ pub mod graph;
 pub mod health;
 pub mod ids;
 pub mod instance;
+pub mod pool;
 pub mod ports;
 pub mod pressure;
 pub mod server;

@@ -4,6 +4,7 @@ mod alerts;
 mod graph;
 mod health;
 mod model;
+mod pool;
 mod ports;
 mod pressure;
 mod scenarios;
