@@ -21,6 +21,8 @@ pub(crate) const FILE: &str = "the file";
 /// A value of the type its key takes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Typed {
+    /// A table, whatever is in it.
+    Table,
     Text(String),
     List(Vec<(String, Place)>),
     Map(Vec<(String, String, Place)>),
@@ -99,8 +101,11 @@ impl Checker<'_> {
                         None if prefix.is_empty() && title == FILE => format!("[{}]", entry.key),
                         None => format!("`{}` in {title}", entry.key),
                     };
-                    let path = format!("{prefix}{}.", entry.key);
-                    self.table(inner, &entry.node, &inner_title, &path, into);
+                    let path = format!("{prefix}{}", entry.key);
+                    // That it is there can mean something, even if it is empty.
+                    let place = self.place(&entry.node);
+                    into.insert(path.clone(), Found { value: Typed::Table, place });
+                    self.table(inner, &entry.node, &inner_title, &format!("{path}."), into);
                 }
                 Some(Key { kind: Kind::Named(_), .. }) => {}
                 Some(key) => {

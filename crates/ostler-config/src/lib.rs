@@ -25,6 +25,7 @@ mod load;
 mod node;
 mod order;
 mod overrides;
+mod pool;
 mod schema;
 mod sections;
 mod server;

@@ -14,6 +14,7 @@ use crate::check::{Checked, is_variable, not_a_variable};
 use crate::diagnostic::{Diagnostic, Findings, nearest};
 use crate::expand::{Env, Style, Trouble, Variables, expand};
 use crate::health;
+use crate::pool;
 use crate::source::Place;
 use crate::upstream;
 use crate::values::Values;
@@ -80,8 +81,9 @@ pub(crate) fn build(
     let type_name = builder.type_name();
     let health = health::build(&mut builder, launch.as_ref().ok().and_then(|l| l.cwd.as_deref()));
     let limits = builder.resources();
-    let (Ok(launch), Ok(upstream), Some(restart), Ok(type_name), Ok(health), Ok(limits)) =
-        (launch, upstream, restart, type_name, health, limits)
+    let pool = pool::build(&mut builder);
+    let (Ok(launch), Ok(upstream), Some(restart), Ok(type_name), Ok(health), Ok(limits), Ok(pool)) =
+        (launch, upstream, restart, type_name, health, limits, pool)
     else {
         return None;
     };
@@ -124,6 +126,7 @@ pub(crate) fn build(
         log_lines: values.count("log_lines"),
         log_files: values.count("log_files") as u32,
         log_file_bytes: values.count("log_file_bytes") as u64,
+        pool,
     })
 }
 
@@ -149,7 +152,7 @@ pub(crate) fn transport(word: &str) -> Transport {
     }
 }
 
-fn scope(word: &str) -> Scope {
+pub(crate) fn scope(word: &str) -> Scope {
     match word {
         "shared" => Scope::Shared,
         "project" => Scope::Project,

@@ -19,6 +19,14 @@ pub(crate) struct Values<'a> {
     pub(crate) layers: &'a [&'a Checked],
 }
 
+/// That a table was said.
+pub(crate) struct Said<'a> {
+    /// Where.
+    pub(crate) place: &'a Place,
+    /// In the first layer: of this server itself, and not of all.
+    pub(crate) by_itself: bool,
+}
+
 impl Values<'_> {
     pub(crate) fn get(&self, path: &str) -> Option<&Found> {
         self.layers.iter().find_map(|layer| layer.get(path))
@@ -27,6 +35,18 @@ impl Values<'_> {
     /// Whether anybody said it: the last layer is the table of keys itself, which is no place to point at.
     pub(crate) fn is_said(&self, path: &str) -> bool {
         self.layers.iter().rev().skip(1).any(|layer| layer.contains_key(path))
+    }
+
+    /// Where the first layer has a table or a key of it, of those layers in which people said something.
+    pub(crate) fn table_said(&self, table: &str) -> Option<Said<'_>> {
+        let inside = |path: &str| {
+            path.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let said = self.layers.split_last().map_or(&[][..], |(_, said)| said);
+        said.iter().enumerate().find_map(|(layer, checked)| {
+            let (_, found) = checked.iter().find(|(path, _)| inside(path))?;
+            Some(Said { place: &found.place, by_itself: layer == 0 })
+        })
     }
 
     pub(crate) fn place(&self, path: &str) -> Place {
@@ -123,6 +143,10 @@ impl Values<'_> {
             Typed::Count(number) | Typed::Size(number) => Some(number),
             ref other => unreachable!("`{path}` is a number, not {other:?}"),
         }
+    }
+
+    pub(crate) fn optional_duration(&self, path: &str) -> Option<Duration> {
+        self.get(path).map(|_| self.duration(path))
     }
 
     /// A number with a point that may be absent.

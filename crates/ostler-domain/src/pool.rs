@@ -55,7 +55,7 @@ pub struct PoolSpec {
     /// The share, from 0 to 1, by which `max_uses` and `max_age` are less at most, by chance: so that those that were
     /// started together are not replaced together.
     pub jitter: f64,
-    /// A spare beyond `spare` that nobody took for so long is ended.
+    /// A spare beyond `spare` that nobody took for so long is ended (`idle` of the server).
     pub idle: Duration,
 }
 
@@ -84,8 +84,8 @@ pub enum OnReturn {
     Restart,
     /// The next holder has it as it is.
     Reuse,
-    /// This command makes it clean; where it fails, the instance is ended.
-    Command(Vec<String>),
+    /// This command makes it clean within that time; where it does not, the instance is ended.
+    Command(Vec<String>, Duration),
 }
 
 /// Names a member of one pool; never used twice.

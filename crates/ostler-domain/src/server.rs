@@ -13,6 +13,7 @@ pub use resources::{MEMORY_WARNING, ResourceLimits};
 pub use upstream::{Upstream, UpstreamAt};
 
 use crate::ids::ServerName;
+use crate::pool::PoolSpec;
 use crate::ports::PortWish;
 
 /// Who shares an instance of a server.
@@ -270,6 +271,8 @@ pub struct ServerSpec {
     pub log_files: u32,
     /// Size in bytes at which the next file is begun.
     pub log_file_bytes: u64,
+    /// How instances are started ahead and shared out, where sessions have one each.
+    pub pool: Option<PoolSpec>,
 }
 
 impl ServerSpec {
@@ -309,6 +312,7 @@ impl ServerSpec {
             log_lines: 1000,
             log_files: 0,
             log_file_bytes: 10 << 20,
+            pool: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One server, before and after.
 
+use ostler_domain::pool::PoolSpec;
 use ostler_domain::{
     Concurrency, Deadlines, HealthSpec, Launch, Probe, ResourceLimits, Restart, RestartPolicy, ServerSpec,
     StartMode, Upstream, UpstreamAt,
@@ -35,6 +36,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
         log_lines,
         log_files,
         log_file_bytes,
+        pool: old_pool,
     } = old;
     launch(c, old_launch, &new.launch);
     // Who shares an instance, and what counts as the same one, is settled when it is started.
@@ -59,7 +61,26 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
     c.shown("log_lines", Replace, log_lines, &new.log_lines);
     c.shown("log_files", Replace, log_files, &new.log_files);
     c.shown("log_file_bytes", Replace, &Bytes(*log_file_bytes), &Bytes(new.log_file_bytes));
+    pool(c, old_pool.as_ref(), new.pool.as_ref());
     compare.found
+}
+
+/// Whether there is a pool at all decides how instances are started; how it is to be, it is told while it runs.
+fn pool(c: &mut Compare, old: Option<&PoolSpec>, new: Option<&PoolSpec>) {
+    let (Some(old), Some(new)) = (old, new) else {
+        return c.shown("pool", Replace, &old.is_some(), &new.is_some());
+    };
+    // `idle` is the server's, and compared there.
+    let PoolSpec { spare, max, wait, waiting, on_return, max_uses, max_age, max_rss, jitter, idle: _ } = old;
+    c.shown("pool.spare", Live, spare, &new.spare);
+    c.shown("pool.max", Live, max, &new.max);
+    c.shown("pool.wait", Live, wait, &new.wait);
+    c.shown("pool.waiting", Live, waiting, &new.waiting);
+    c.hidden("pool.on_return", Live, on_return, &new.on_return);
+    c.shown("pool.max_uses", Live, max_uses, &new.max_uses);
+    c.shown("pool.max_age", Live, max_age, &new.max_age);
+    c.shown("pool.max_rss", Live, &max_rss.map(Bytes), &new.max_rss.map(Bytes));
+    c.shown("pool.jitter", Live, jitter, &new.jitter);
 }
 
 fn launch(c: &mut Compare, old: &Launch, new: &Launch) {

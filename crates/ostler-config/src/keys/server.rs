@@ -120,9 +120,15 @@ const SHARED: &[Key] = &[
     ),
     bare("health", Kind::Table(HEALTH), "How a running instance is asked whether it is well."),
     bare("limits", Kind::Table(RESOURCES), "What one instance may use, all its processes together."),
+    bare(
+        "pool",
+        Kind::Table(POOL),
+        "With scope `session`: instances are started ahead, and sessions wait in line for them. Absent: each session's is \
+         started when it is needed, and refused where there is no room.",
+    ),
 ];
 
-const LATER_SHARED: &[Key] = &[later("pool"), later("sandbox")];
+const LATER_SHARED: &[Key] = &[later("sandbox")];
 
 const TRANSPORTS: &[Choice] = &[
     choice("stdio", "through Ostler, which speaks MCP with it over its standard input and output"),
@@ -283,6 +289,50 @@ const HEALTH: Groups = &[&[
         "The file of the `heartbeat` probe; a relative one starts from `cwd`. May hold `${...}`.",
     ),
     bare("port", Kind::Text, "One of its `ports` that the `tcp` or `http` probe asks on loopback, by name."),
+]];
+
+const ON_RETURN: &[Choice] = &[
+    choice("restart", "it is ended, and the next session has a new one"),
+    choice("reuse", "the next session has it as it is"),
+    choice("command", "`reset` makes it clean for the next session; it is ended where that fails"),
+];
+
+const POOL: Groups = &[&[
+    key("spare", Kind::Count { min: 0, max: 65_536 }, "1", "Instances kept ready for sessions to come."),
+    key("max", Kind::Count { min: 1, max: 65_536 }, "5", "Instances at once, whatever they are doing."),
+    key("wait", DURATION, r#""30s""#, "How long a session waits in line for an instance."),
+    key("waiting", Kind::Count { min: 1, max: 65_536 }, "100", "Sessions in line; a further one is refused."),
+    key(
+        "on_return",
+        Kind::Choice(ON_RETURN),
+        r#""restart""#,
+        "What is done with an instance when its session is done with it.",
+    ),
+    key(
+        "reset",
+        Kind::TextList,
+        "[]",
+        "Program and arguments that make an instance clean, with `on_return = \"command\"`; it succeeds by exiting with 0. \
+         Gets the variables of the instance, its ports, and `OSTLER_INSTANCE` and `OSTLER_PID`. No shell is involved. May hold `${...}` and `{port.NAME}`.",
+    ),
+    key("reset_time", DURATION, r#""30s""#, "Longest for `reset`; it is killed then, and has failed."),
+    bare(
+        "max_uses",
+        Kind::Count { min: 1, max: 1_000_000_000 },
+        "Sessions after which an instance is replaced. Absent: no bound.",
+    ),
+    bare("max_age", DURATION, "Age at which an instance is replaced once it is free. Absent: no bound."),
+    bare(
+        "max_rss",
+        Kind::Size { min: MIB, max: 1 << 50 },
+        "Memory at which an instance is replaced once it is free. Absent: no bound.",
+    ),
+    key(
+        "jitter",
+        Kind::Fraction,
+        "0.1",
+        "The part by which `max_uses` and `max_age` are less by chance at most, so that instances are not replaced all at once.",
+    ),
 ]];
 
 const RESOURCES: Groups = &[&[

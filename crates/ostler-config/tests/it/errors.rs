@@ -34,9 +34,34 @@ fn keys_of_later_releases() {
     insta::assert_snapshot!(refused(
         r#"[servers.a]
 command = "a"
-pool = { spare = 2 }
 [defaults]
 sandbox = {}
+"#
+    ));
+}
+
+#[test]
+fn pools() {
+    insta::assert_snapshot!(refused(
+        r#"[servers.a]
+command = "a"
+pool = {}
+[servers.b]
+url = "http://127.0.0.1:1/mcp"
+scope = "session"
+pool = { spare = 2 }
+[servers.c]
+command = "c"
+scope = "session"
+pool = { spare = 9, max = 8 }
+[servers.d]
+command = "d"
+scope = "session"
+pool = { on_return = "command" }
+[servers.e]
+command = "e"
+scope = "session"
+pool = { reset = ["clean", "{port.x}"], on_return = "command" }
 "#
     ));
 }

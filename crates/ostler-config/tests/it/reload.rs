@@ -177,6 +177,17 @@ const SERVER_VALUES: &[(&str, &str)] = &[
     ("limits.pids", "1"),
     ("limits.open_files", "10"),
     ("limits.nice", "1"),
+    ("pool.spare|pool", "0\nscope = 'session'"),
+    ("pool.max|pool", "2\nscope = 'session'"),
+    ("pool.wait|pool", "'1s'\nscope = 'session'"),
+    ("pool.waiting|pool", "1\nscope = 'session'"),
+    ("pool.on_return|pool", "'reuse'\nscope = 'session'"),
+    ("pool.reset|pool", "['x']\npool.on_return = 'command'\nscope = 'session'"),
+    ("pool.reset_time|pool", "'1s'\npool.reset = ['x']\npool.on_return = 'command'\nscope = 'session'"),
+    ("pool.max_uses|pool", "1\nscope = 'session'"),
+    ("pool.max_age|pool", "'1s'\nscope = 'session'"),
+    ("pool.max_rss|pool", "'1MiB'\nscope = 'session'"),
+    ("pool.jitter|pool", "0\nscope = 'session'"),
 ];
 
 /// Every key of the schema has a value above, and a change of it is told under its name.
@@ -207,6 +218,26 @@ fn a_change_of_any_key_is_noticed() {
         assert!(missing.remove(&format!("servers.NAME.{key}")), "{key} is no key, or is here twice");
     }
     assert_eq!(missing, BTreeSet::new(), "these have no value above");
+}
+
+/// A pool is told of each of its keys while it runs; whether there is one, it is not.
+#[test]
+fn a_pool_is_changed_while_it_runs() {
+    let server =
+        |keys: &str| config(&format!("[servers.a]\ncommand = 'a'\nscope = 'session'\npool = {{ {keys} }}"));
+    let before = server("");
+    let pools = SERVER_VALUES.iter().filter_map(|(key, value)| Some((key.strip_prefix("pool.")?, value)));
+    for (key, value) in pools {
+        let key = key.trim_end_matches("|pool");
+        let keys = value.replace("\nscope = 'session'", "").replace("\npool.", ", ");
+        let found = diff(&before, &server(&format!("{key} = {keys}")));
+        let [(_, ServerChange::Changed(changes))] = &*found.servers else { panic!("{key}: {found}") };
+        let told = if key.starts_with("reset") { "pool.on_return" } else { &format!("pool.{key}") };
+        assert_eq!(
+            changes.iter().map(|c| (c.key.as_str(), c.apply)).collect::<Vec<_>>(),
+            [(told, Apply::Live)]
+        );
+    }
 }
 
 /// What is in force after a reload differs from before in nothing that needs a restart, and from the file in nothing

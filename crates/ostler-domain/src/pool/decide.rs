@@ -123,7 +123,7 @@ impl<K: Copy + Ord> Pool<K> {
             (OnReturn::Restart, _) => self.retire(slot, Why::Returned, now, effects),
             (_, Some(why)) => self.retire(slot, why, now, effects),
             (OnReturn::Reuse, None) => self.turn(slot, Doing::Spare, now),
-            (OnReturn::Command(_), None) => {
+            (OnReturn::Command(..), None) => {
                 self.turn(slot, Doing::Resetting, now);
                 effects.push(Effect::Reset(slot));
             }

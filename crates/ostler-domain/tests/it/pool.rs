@@ -247,7 +247,7 @@ fn settings() -> impl Strategy<Value = PoolSpec> {
     let on_return = prop_oneof![
         Just(OnReturn::Restart),
         Just(OnReturn::Reuse),
-        Just(OnReturn::Command(vec!["x".to_owned()]))
+        Just(OnReturn::Command(vec!["x".to_owned()], secs(1)))
     ];
     let bounds = (prop::option::of(1..4_u32), prop::option::of(20..200_u64), prop::option::of(Just(100)));
     ((0..3_usize, 1..6_usize), on_return, bounds, 0.0..0.5_f64).prop_map(
