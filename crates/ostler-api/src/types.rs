@@ -146,8 +146,30 @@ pub struct ServerView {
     pub asks_back: bool,
     /// `on-demand` where no instance is wanted yet, else the state of the first instance.
     pub state: String,
+    /// How its pool stands, where it has one.
+    #[serde(default)]
+    pub pool: Option<PoolView>,
     /// Its instances.
     pub instances: Vec<InstanceView>,
+}
+
+/// How the pool of a server stands: its instances by what they are doing, and the line.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolView {
+    /// Most instances there may be (`pool.max`).
+    pub max: usize,
+    /// On their way up.
+    pub starting: usize,
+    /// Ready for any session.
+    pub spare: usize,
+    /// Held by a session.
+    pub leased: usize,
+    /// Being made clean for the next session.
+    pub resetting: usize,
+    /// On their way down.
+    pub leaving: usize,
+    /// Sessions in line.
+    pub waiting: usize,
 }
 
 /// One instance of a server; also a row of `ostler ps`. A server without an instance has one row too, with

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use ostler_api::types::KIND_PROCESS;
 use ostler_api::{
     AlertView, CleanupView, DaemonStatus, EndView, EventView, GaugeView, InstanceView, LimitView, LogLine,
-    ServerView, SessionView,
+    PoolView, ServerView, SessionView,
 };
 
 use crate::text::{duration, moment, size, visible};
@@ -242,6 +242,9 @@ pub(crate) fn server(server: &ServerView) -> String {
         pairs.push(("modern", known(server.modern).to_owned()));
         pairs.push(("asks back", asks_back.to_owned()));
     }
+    if let Some(pool) = &server.pool {
+        pairs.push(("pool", pooled(pool)));
+    }
     let mut text = sheet(&pairs);
     if !server.instances.is_empty() {
         text.push('\n');
@@ -255,6 +258,21 @@ pub(crate) fn server(server: &ServerView) -> String {
         }
     }
     text
+}
+
+/// What the instances of a pool are doing, and how many sessions wait.
+fn pooled(pool: &PoolView) -> String {
+    let doing = [
+        (pool.starting, "starting"),
+        (pool.spare, "spare"),
+        (pool.leased, "leased"),
+        (pool.resetting, "being reset"),
+        (pool.leaving, "ending"),
+    ];
+    let doing: Vec<String> =
+        doing.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    let doing = if doing.is_empty() { "none".to_owned() } else { doing.join(", ") };
+    format!("{doing}; at most {}; {} in line", pool.max, pool.waiting)
 }
 
 /// Program and arguments as a shell would take them: a word with anything unusual in it is quoted.
@@ -460,6 +478,7 @@ pub(crate) mod samples {
                 name: row.server.clone(),
                 kind: row.kind.clone(),
                 same_as: None,
+                pool: None,
                 endpoint: (row.kind == KIND_SERVER)
                     .then(|| format!("http://127.0.0.1:7320/mcp/{}", row.server)),
                 scope: row.scope.clone(),
@@ -604,6 +623,9 @@ mod tests {
             instances: vec![job],
             ..servers[0].clone()
         });
+        let pool =
+            PoolView { max: 5, starting: 1, spare: 2, leased: 1, resetting: 0, leaving: 0, waiting: 3 };
+        servers.push(ServerView { pool: Some(pool), instances: Vec::new(), ..servers[0].clone() });
         let sheets: Vec<String> = servers.iter().map(server).collect();
         insta::assert_snapshot!(sheets.join("----\n"));
     }

@@ -240,6 +240,18 @@ pub enum Happening {
         /// Why not.
         why: String,
     },
+    /// An instance of a pool was given to somebody.
+    Leased {
+        /// To whom.
+        holder: String,
+        /// The number of the lease; later ones of the pool are greater.
+        fence: u64,
+    },
+    /// The command that was to make an instance of a pool clean did not.
+    ResetFailed {
+        /// Why.
+        why: String,
+    },
     /// Something was learnt about the server's program and will be remembered.
     Learnt {
         /// What.
@@ -293,6 +305,8 @@ impl Happening {
             Self::ServerChanged { .. } => "server-changed",
             Self::Reloaded { .. } => "reloaded",
             Self::ReloadFailed { .. } => "reload-failed",
+            Self::Leased { .. } => "leased",
+            Self::ResetFailed { .. } => "reset-failed",
             Self::Learnt { .. } => "learnt",
             Self::Inconsistent { .. } => "inconsistent",
             Self::Alert(told) => match told.stage {
@@ -347,7 +361,9 @@ impl Happening {
             | Self::ServerReplaced { .. }
             | Self::ServerChanged { .. }
             | Self::Reloaded { .. }
+            | Self::Leased { .. }
             | Self::Learnt { .. } => Severity::Info,
+            Self::ResetFailed { .. } => Severity::Warning,
             Self::Alert(told) if told.stage == Stage::Resolved => Severity::Info,
             Self::Alert(told) => told.alert.severity,
         }
@@ -422,6 +438,8 @@ impl fmt::Display for Happening {
             Self::ReloadFailed { why } => {
                 write!(f, "the configuration was not taken in, nothing changes: {why}")
             }
+            Self::Leased { holder, fence } => write!(f, "given to {holder}, as lease {fence} of its pool"),
+            Self::ResetFailed { why } => write!(f, "not made clean, and ended: {why}"),
             Self::Learnt { what } => write!(f, "learnt: {what}"),
             Self::Inconsistent { what } => write!(f, "the registry was wrong: {what}"),
             Self::Alert(told) => write!(f, "{told}"),

@@ -146,6 +146,15 @@ pub enum Event<K> {
     },
     /// Nothing of an instance runs any more.
     Gone(Slot),
+    /// The server has turned out to have no instances of this kind.
+    Unserved {
+        /// Which.
+        kind: K,
+        /// Why.
+        why: String,
+    },
+    /// Spares of this kind are to be kept, too.
+    Kept(K),
     /// What an instance was measured to use, in bytes.
     Measured {
         /// Which.

@@ -276,10 +276,12 @@ pub struct ServerSpec {
 }
 
 impl ServerSpec {
-    /// Whether it is started with the daemon: it is meant to be, and its scope allows an instance that no client
-    /// has asked for yet.
+    /// Whether it is started with the daemon: it is meant to be, and its scope or its pool allows an instance that no
+    /// client has asked for yet.
     pub fn is_eager(&self) -> bool {
-        self.start == StartMode::Eager && matches!(self.scope, Scope::Shared | Scope::Principal)
+        let has_spares = self.pool.as_ref().is_some_and(|pool| pool.spare > 0);
+        self.start == StartMode::Eager
+            && (has_spares || matches!(self.scope, Scope::Shared | Scope::Principal))
     }
 
     /// Whether it runs elsewhere: it has an address, and no process of Ostler's.

@@ -10,6 +10,7 @@
 //! | capture | stream of a process | its output | [`log`] |
 //! | report forwarders | process | guard reports, connection news | the driver |
 //! | effect tasks | effect | a spawn, a handshake, draining | one message to the driver |
+//! | pool followers, checks, resets | instance of a pool | its snapshots, a probe, a program | the pool's decisions (`pool`) |
 //! | [`monitor`] | daemon | a timer, who looks | readings, refusals, wishes to drivers |
 //! | dependencies | server that has some | how they stand, [`reload`] | its trouble |
 //! | [`reload`] | reload | a configuration | another table of servers |
@@ -43,6 +44,7 @@ pub mod log_file;
 pub mod lull;
 pub mod monitor;
 mod order;
+mod pool;
 pub mod ports;
 mod program;
 pub mod random;

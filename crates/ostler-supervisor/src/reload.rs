@@ -185,6 +185,7 @@ impl Supervisor {
             }
         }
         for server in &plan.renewed {
+            server.renew_pool();
             for handle in server.all_instances() {
                 handle.wish(Inbox::Renewed(Arc::clone(server))).await;
             }
@@ -285,7 +286,7 @@ impl Supervisor {
 fn is_kept(server: &Server) -> bool {
     server.all_instances().iter().any(|handle| {
         !handle.snapshot().on_demand
-            && !matches!(handle.owner, Owner::Session(_))
+            && !matches!(*handle.owner(), Owner::Session(_) | Owner::Spare)
             && server.spec.scope != Scope::Session
     })
 }

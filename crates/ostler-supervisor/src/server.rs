@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::State;
+use ostler_domain::pool::Figures;
 use ostler_domain::{Era, Generation, InstanceId, ServerName, ServerSpec, Traits};
 use ostler_mcp::version;
 
@@ -23,6 +24,7 @@ use crate::instance::driver::{Creation, Driver, Inbox};
 use crate::instance::handshake::Need;
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::ledger::LedgerError;
+use crate::pool::Pool;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ struct Common {
     /// Nothing runs any more of the one whose place it took.
     vacant: watch::Sender<bool>,
     by_hand: bool,
+    pool: Option<Arc<Pool>>,
     standing: watch::Sender<Standing>,
     /// What is wrong with its dependencies.
     trouble: watch::Sender<Option<String>>,
@@ -168,6 +171,7 @@ impl Server {
             left: AtomicBool::new(false),
             vacant: watch::Sender::new(true),
             by_hand,
+            pool: spec.pool.clone().map(|pool| Pool::new(spec.name.clone(), pool)),
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
             followed: AtomicBool::new(false),
@@ -178,6 +182,40 @@ impl Server {
     /// The same server with a definition that changes nothing of what its processes are.
     pub(crate) fn renewed(&self, spec: ServerSpec) -> Arc<Self> {
         Arc::new(Self { spec, common: Arc::clone(&self.common) })
+    }
+
+    /// The pool of its instances, where sessions have one each and do not start them.
+    pub(crate) fn pool(&self) -> Option<&Arc<Pool>> {
+        self.common.pool.as_ref()
+    }
+
+    /// Whether this is its pool.
+    pub(crate) fn has_pool(&self, pool: &Arc<Pool>) -> bool {
+        self.pool().is_some_and(|own| Arc::ptr_eq(own, pool))
+    }
+
+    /// Most instances of its pool, and what they are doing.
+    pub fn pool_figures(&self) -> Option<(usize, Figures)> {
+        self.pool().map(|pool| pool.figures())
+    }
+
+    /// After a reload renewed it: its pool is to be as it says now.
+    pub(crate) fn renew_pool(&self) {
+        if let (Some(pool), Some(spec)) = (self.pool(), &self.spec.pool) {
+            pool.configure(spec.clone());
+        }
+    }
+
+    /// Starts an instance for nobody yet. `wanted`: somebody waits in line, so that room may be made.
+    pub(crate) fn create_spare(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        era: Option<Era>,
+        wanted: bool,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        let mut instances = self.lock();
+        let wanted = Wanted { owner: &Owner::Spare, era, initialize: None, on_demand: wanted };
+        self.create(core, &mut instances, wanted)
     }
 
     /// Another name for `leader`, whose instances are its own.
@@ -305,6 +343,9 @@ impl Server {
     /// Lets nobody start it any more, a person included.
     pub(crate) fn refuse(&self) {
         self.common.ending.send_replace(true);
+        if let Some(pool) = self.pool() {
+            pool.close();
+        }
     }
 
     /// Stops every instance for good and lets no new one be started; returns when nothing of it runs.
@@ -342,7 +383,7 @@ impl Server {
                 && handle.snapshot().wrong_era.is_none()
         };
         let mut instances = self.all_instances().into_iter();
-        instances.any(|handle| handle.owner == *owner && !handle.is_retired() && fits(&handle))
+        instances.any(|handle| *handle.owner() == *owner && !handle.is_retired() && fits(&handle))
     }
 
     /// Whether a person stopped it, or it is going for good.
@@ -462,7 +503,7 @@ impl Server {
         let mut instances = self.lock();
         let of_use = |handle: &&Arc<InstanceHandle>| {
             let snapshot = handle.snapshot();
-            handle.owner == *owner && !snapshot.removed && snapshot.wrong_era.is_none()
+            *handle.owner() == *owner && !snapshot.removed && snapshot.wrong_era.is_none()
         };
         let mine = || instances.iter().filter(of_use);
         let ending = |handle: &Arc<InstanceHandle>| Found::Ending(Arc::clone(handle));
@@ -489,15 +530,16 @@ impl Server {
             self.until_vacant().await;
             return Ok(false);
         }
-        let traits = self.traits();
-        let era = match (traits.legacy, traits.modern) {
-            (_, Some(false)) => Some(Era::Legacy),
-            (Some(false), _) => Some(Era::Modern),
-            _ => None,
-        };
+        let era = self.only_era();
+        if let Some(pool) = self.pool() {
+            // Most servers of today are of the legacy era, and the others say so at once.
+            let kind = self.spec.transport.is_mcp().then(|| era.unwrap_or(Era::Legacy));
+            pool.keep(core, kind);
+            return Ok(true);
+        }
         let mine = {
             let mut instances = self.lock();
-            let mine = instances.iter().find(|handle| handle.owner == *owner).cloned();
+            let mine = instances.iter().find(|handle| *handle.owner() == *owner).cloned();
             let Some(mine) = mine else {
                 let wanted = Wanted { owner, era, initialize: None, on_demand: false };
                 return self.create(core, &mut instances, wanted).map(|_| true);
@@ -512,6 +554,16 @@ impl Server {
         // On another thread it is gone from the list a moment later.
         tokio::task::yield_now().await;
         Ok(false)
+    }
+
+    /// The era it has, where it is known to have no other.
+    pub(crate) fn only_era(&self) -> Option<Era> {
+        let traits = self.traits();
+        match (traits.legacy, traits.modern) {
+            (_, Some(false)) => Some(Era::Legacy),
+            (Some(false), _) => Some(Era::Modern),
+            _ => None,
+        }
     }
 
     fn create(
@@ -534,7 +586,7 @@ impl Server {
         let latest = core.registry.latest(self);
         let counted = match wanted.owner {
             _ if self.common.by_hand => Counted::AdHoc,
-            Owner::Session(_) => Counted::Session,
+            Owner::Session(_) | Owner::Spare => Counted::Session,
             Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&latest.spec.type_name),
         };
         let place = core.admission.admit(counted).map_err(|refusal| {

@@ -11,7 +11,6 @@ use tokio::sync::Notify;
 
 use crate::clock::now_ms;
 use crate::connection::Connection;
-use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Lease, Owner, Unavailable};
 use crate::lull::Lull;
 use crate::stream::{Keep, Presence, ReplayStream};
@@ -20,6 +19,8 @@ use crate::stream::{Keep, Presence, ReplayStream};
 const ENDED_STREAMS: usize = 16;
 /// An ended stream that holds more than this is not kept once it was read to its end.
 const ENDED_STREAM_BYTES: usize = 64 * 1024;
+/// Longest for the connection to an instance of a pool to let go of a session that has ended.
+const DETACH: Duration = Duration::from_secs(5);
 /// Sessions that a reload ended of which it is known why; more than a daemon holds by default.
 const FAREWELLS: usize = 2048;
 
@@ -203,16 +204,33 @@ impl Session {
         self.ended.store(true, Ordering::Release);
         self.outbox.end();
         self.lock().ended.clear();
-        drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let pooled = lease.as_ref().is_some_and(Lease::is_of_pool);
         // This ends its calls with an error, and with each its stream. Not waited for: the connection of a server
         // that reads nothing takes no word either, and nobody's end may depend on that.
-        if let Some(connection) = self.instance.snapshot().connection.clone() {
-            let key = self.key;
+        let (connection, key) = (self.instance.snapshot().connection.clone(), self.key);
+        if pooled {
+            tokio::spawn(give_back(lease, connection, key));
+            return;
+        }
+        drop(lease);
+        if let Some(connection) = connection {
             tokio::spawn(async move { connection.detach(key).await });
         }
-        if let Owner::Session(_) = self.instance.owner {
-            self.instance.wish(Inbox::Remove("its session ended".to_owned())).await;
+        if let Owner::Session(_) = *self.instance.owner() {
+            self.instance.end("its session ended".to_owned()).await;
         }
+    }
+}
+
+/// Gives an instance back to its pool once it knows nothing of the session any more. One that does not hear of its end
+/// is of no use to the next.
+async fn give_back(lease: Option<Lease>, connection: Option<Arc<Connection>>, key: SessionKey) {
+    let Some(lease) = lease else { return };
+    if let Some(connection) = connection
+        && tokio::time::timeout(DETACH, connection.detach(key)).await.is_err()
+    {
+        lease.end("it reads nothing, and was to leave its session".to_owned()).await;
     }
 }
 

@@ -260,8 +260,8 @@ impl Supervisor {
                 _ => (shared_owner(server, caller), None),
             })
             .await?;
-        // A client that vanishes while its instance starts leaves nothing behind.
-        let abandoned = Abandoned(Some(Arc::clone(instance.handle())));
+        // A client that vanishes while its instance starts leaves nothing behind. What is of a pool goes back there.
+        let abandoned = Abandoned((!instance.is_of_pool()).then(|| Arc::clone(instance.handle())));
         let (connection, snapshot) = instance.connection(server.patience()).await?;
         abandoned.keep();
         let Some(initialized) = snapshot.initialized.clone() else {
@@ -339,6 +339,9 @@ impl Supervisor {
         server.await_vacant().await?;
         // Again after each wait: what served before it may be down.
         self.await_dependencies(server, caller, &owner, Some(era)).await?;
+        if let Some(pool) = server.pool().filter(|_| matches!(owner, Owner::Session(_))) {
+            return pool.lease(&self.core, owner, Some(era)).await.map(Some);
+        }
         server.acquire(&self.core, &owner, era, initialize).await
     }
 
@@ -372,7 +375,8 @@ impl Supervisor {
     /// # Errors
     /// [`Unavailable`] when it may not be started.
     pub async fn start_server(&self, server: &Arc<Server>, caller: &Caller) -> Result<(), Unavailable> {
-        let owner = (server.spec.scope != Scope::Session).then(|| shared_owner(server, caller));
+        let has_shared = server.spec.scope != Scope::Session || server.pool().is_some();
+        let owner = has_shared.then(|| shared_owner(server, caller));
         loop {
             server.await_vacant().await?;
             self.await_dependencies(server, caller, &shared_owner(server, caller), None).await?;
@@ -459,7 +463,7 @@ impl Abandoned {
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
-        let exclusive = |handle: &Arc<InstanceHandle>| matches!(handle.owner, Owner::Session(_));
+        let exclusive = |handle: &Arc<InstanceHandle>| matches!(*handle.owner(), Owner::Session(_));
         if let Some(handle) = self.0.take().filter(exclusive) {
             tokio::spawn(async move {
                 handle.wish(Inbox::Remove("its client vanished before it was ready".to_owned())).await;

@@ -22,6 +22,10 @@ impl<K: Copy + Ord> Pool<K> {
             Event::Gone(slot) => {
                 self.members.remove(&slot);
             }
+            Event::Unserved { kind, why } => self.unserved(kind, &why, now, &mut effects),
+            Event::Kept(kind) => {
+                self.kinds.insert(kind);
+            }
             Event::Measured { slot, rss } => {
                 if let Some(member) = self.members.get_mut(&slot) {
                     member.measured(rss);
@@ -50,6 +54,23 @@ impl<K: Copy + Ord> Pool<K> {
             self.kinds.insert(kind);
             self.line.push_back(Waiter { ticket, kind, deadline });
         }
+    }
+
+    fn unserved(&mut self, kind: K, why: &str, now: Now, effects: &mut Vec<Effect<K>>) {
+        self.kinds.remove(&kind);
+        let of_kind = |member: &Member<K>| {
+            member.kind == kind && !matches!(member.doing, Doing::Leaving | Doing::Leased(_))
+        };
+        for slot in self.slots(of_kind) {
+            self.retire(slot, Why::Failed, now, effects);
+        }
+        self.line.retain(|waiter| {
+            if waiter.kind == kind {
+                let why = Refused::Failed(why.to_owned());
+                effects.push(Effect::Refuse { ticket: waiter.ticket, why });
+            }
+            waiter.kind != kind
+        });
     }
 
     fn doing(&self, slot: Slot) -> Option<Doing> {

@@ -176,6 +176,19 @@ fn a_spare_of_another_kind_makes_room_for_one_that_is_waited_for() {
 }
 
 #[test]
+fn nobody_waits_for_a_kind_that_there_is_not() {
+    let mut pool = pool(spec(1, 2));
+    after(&mut pool, wanted(1, 30), 0);
+    let unserved = Event::Unserved { kind: ANY, why: "it is of another era".to_owned() };
+    let refused = Refused::Failed("it is of another era".to_owned());
+    let refused = Effect::Refuse { ticket: Ticket(1), why: refused };
+    assert_eq!(after(&mut pool, unserved, 0), [retire(1, Why::Failed), retire(2, Why::Failed), refused]);
+    after(&mut pool, Event::Gone(Slot(1)), 0);
+    assert_eq!(after(&mut pool, Event::Gone(Slot(2)), 0), []);
+    assert_eq!(after(&mut pool, Event::Kept(9), 0), [Effect::Create { slot: Slot(3), kind: 9 }]);
+}
+
+#[test]
 fn a_closed_pool_keeps_its_leases_and_nothing_else() {
     let mut pool = pool(spec(1, 2));
     after(&mut pool, Event::Tick, 0);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ostler_api::types::{KIND_PROCESS, KIND_SERVER};
 use ostler_api::{
-    AlertView, AuditView, CleanupView, EndView, EventView, FindingView, InstanceView, LogLine, ProcessLimits,
-    ProcessView, RestartWhen, ServerView, SessionView,
+    AlertView, AuditView, CleanupView, EndView, EventView, FindingView, InstanceView, LogLine, PoolView,
+    ProcessLimits, ProcessView, RestartWhen, ServerView, SessionView,
 };
 use ostler_domain::alert::Alert;
 use ostler_domain::text::without_secrets;
@@ -55,7 +55,7 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, rungs: 
         state: snapshot.state.as_str().to_owned(),
         reason: snapshot.reason(),
         scope: server.spec.scope.as_str().to_owned(),
-        owner: handle.owner.to_string(),
+        owner: handle.owner().to_string(),
         era: handle.era().map(|era| era.as_str().to_owned()),
         pid: snapshot.pid,
         processes: reading.processes,
@@ -189,6 +189,15 @@ fn view(gateway: &Gateway, server: &Server, instances: Vec<InstanceView>) -> Ser
             || no_instance_state(gateway, server, "on-demand"),
             |instance| instance.state.clone(),
         ),
+        pool: server.pool_figures().map(|(max, now)| PoolView {
+            max,
+            starting: now.starting,
+            spare: now.spare,
+            leased: now.leased,
+            resetting: now.resetting,
+            leaving: now.leaving,
+            waiting: now.waiting,
+        }),
         instances,
     }
 }

@@ -163,7 +163,7 @@ impl Driver {
         let log = Arc::new(Log::new(server.spec.log_lines).with_file(file, creation.id.to_string()));
         let handle = Arc::new(InstanceHandle {
             id: creation.id.clone(),
-            owner: creation.owner.clone(),
+            owner: arc_swap::ArcSwap::from_pointee(creation.owner.clone()),
             wanted_era: creation.wanted_era,
             log: Arc::clone(&log),
             inbox: to_self.clone(),
@@ -564,7 +564,12 @@ impl Driver {
         let settings = Settings {
             // Until the handshake says otherwise.
             era: Era::Legacy,
-            exclusive: matches!(self.owner, Owner::Session(_)),
+            exclusive: match &self.owner {
+                Owner::Session(_) => true,
+                // What it says late to one session, the next must not hear.
+                Owner::Spare => self.server.pool().is_some_and(|pool| pool.is_clean_by_itself()),
+                Owner::All | Owner::Principal(_) | Owner::Project(_) => false,
+            },
             concurrency: self.server.spec.concurrency,
             asks_back: self.server.traits().asks_back,
             streams_per_call: self.server.spec.transport == Transport::Http,
@@ -911,7 +916,7 @@ impl Driver {
 }
 
 /// All of the environment of a server that has these ports, and of its probes.
-pub(super) fn environment(launch: &Launch, ports: &BTreeMap<String, u16>) -> Vec<(OsString, OsString)> {
+pub(crate) fn environment(launch: &Launch, ports: &BTreeMap<String, u16>) -> Vec<(OsString, OsString)> {
     let filled = |text: &String| ports::substitute(text, |name| ports.get(name).copied());
     let mut set: BTreeMap<String, String> =
         launch.env.iter().map(|(name, value)| (name.clone(), filled(value))).collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::InstanceHandle;
+use crate::pool::Grip;
 
 /// Set once the instance is going for good; below it is the number of holds.
 const RETIRED: usize = 1 << (usize::BITS - 1);
@@ -49,12 +50,26 @@ impl Holds {
 
 /// A hold on an instance: a session's while it lasts, a caller's while it waits for the instance or calls it.
 #[derive(Debug)]
-pub struct Lease(Arc<InstanceHandle>);
+pub struct Lease {
+    handle: Arc<InstanceHandle>,
+    /// Where the instance is of a pool, and goes back there.
+    pub(crate) grip: Option<Grip>,
+}
 
 impl Lease {
     /// The instance.
     pub fn handle(&self) -> &Arc<InstanceHandle> {
-        &self.0
+        &self.handle
+    }
+
+    /// Whether the instance is of a pool, and goes back there.
+    pub(crate) fn is_of_pool(&self) -> bool {
+        self.grip.is_some()
+    }
+
+    /// The number of the lease, where the instance is of a pool: later ones are greater.
+    pub fn fence(&self) -> Option<u64> {
+        self.grip.as_ref().map(Grip::fence)
     }
 }
 
@@ -62,15 +77,15 @@ impl Deref for Lease {
     type Target = InstanceHandle;
 
     fn deref(&self) -> &InstanceHandle {
-        &self.0
+        &self.handle
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // First the time, so that it is not found both free and long unused.
-        self.0.touch();
-        self.0.holds.release();
+        self.handle.touch();
+        self.handle.holds.release();
     }
 }
 
@@ -88,7 +103,7 @@ impl Drop for Waiting<'_> {
 impl InstanceHandle {
     /// A hold on it; `None` when it is going for good.
     pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
-        self.holds.take().then(|| Lease(Arc::clone(self)))
+        self.holds.take().then(|| Lease { handle: Arc::clone(self), grip: None })
     }
 
     /// Whether it is going for good.

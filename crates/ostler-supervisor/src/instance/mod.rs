@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::watch;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ostler_domain::instance::{Event, Exit, State};
 use ostler_domain::{Era, Generation, InstanceId};
 use ostler_mcp::version::InitializeResult;
@@ -33,6 +33,7 @@ use crate::ports::Given;
 use driver::Inbox;
 pub(crate) use lease::Holds;
 pub use lease::Lease;
+pub(crate) use probe::is_well;
 
 /// Whose an instance is.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -45,6 +46,8 @@ pub enum Owner {
     Project(Arc<str>),
     /// One session's (scope `session`), by the session's public handle.
     Session(Arc<str>),
+    /// Nobody's: it waits in a pool for a session.
+    Spare,
 }
 
 impl fmt::Display for Owner {
@@ -53,6 +56,7 @@ impl fmt::Display for Owner {
             Self::All => f.write_str("all"),
             Self::Principal(name) | Self::Project(name) => f.write_str(name),
             Self::Session(handle) => write!(f, "session {handle}"),
+            Self::Spare => f.write_str("nobody yet"),
         }
     }
 }
@@ -206,8 +210,8 @@ type Serving = (Arc<Connection>, Arc<Snapshot>);
 pub struct InstanceHandle {
     /// Its name.
     pub id: InstanceId,
-    /// Whose it is.
-    pub owner: Owner,
+    /// Whose it is. An instance of a pool has one after another.
+    owner: ArcSwap<Owner>,
     /// The era it was created for; `None` until the first handshake finds it out.
     pub wanted_era: Option<Era>,
     /// The last lines of its streams.
@@ -230,6 +234,20 @@ impl InstanceHandle {
     /// Follows what it is like.
     pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshot.clone()
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Arc<Owner> {
+        self.owner.load_full()
+    }
+
+    pub(crate) fn set_owner(&self, owner: Owner) {
+        self.owner.store(Arc::new(owner));
+    }
+
+    /// Ends it for good.
+    pub(crate) async fn end(&self, reason: String) {
+        self.wish(Inbox::Remove(reason)).await;
     }
 
     /// The era it has, or was created for.
@@ -403,7 +421,7 @@ mod tests {
     fn handle_of(inbox: mpsc::Sender<Inbox>, snapshot: watch::Receiver<Arc<Snapshot>>) -> InstanceHandle {
         InstanceHandle {
             id: InstanceId { server: "one".parse().expect("a name"), number: 1 },
-            owner: Owner::All,
+            owner: ArcSwap::from_pointee(Owner::All),
             wanted_era: None,
             log: Arc::new(Log::new(1)),
             inbox,

@@ -13,11 +13,13 @@ use ostler_mcp::{Kind, Message, rpc, version};
 use tokio::net::TcpStream;
 
 use super::driver::environment;
-use super::handshake;
+use super::{InstanceHandle, Snapshot, handshake};
 use crate::connection::Connection;
+use crate::core::Core;
 use crate::launch::Launcher;
 use crate::log::Log;
 use crate::program::Program;
+use crate::server::Server;
 
 /// What a probe needs to know of the instance.
 pub(super) struct Subject {
@@ -47,6 +49,32 @@ pub(super) async fn probe(probe: &Probe, subject: &Subject, pulse: &mut Pulse) -
         Probe::Exec { command } => exec(command.iter().map(|word| filled(word)).collect(), subject).await,
         Probe::Heartbeat(heartbeat) => beat(heartbeat, subject, pulse),
     }
+}
+
+/// Whether an instance serves, asked once in the way its health is, where that is one quick question: no command is run
+/// and no heartbeat awaited. The caller bounds the time.
+pub(crate) async fn is_well(
+    core: &Core,
+    server: &Server,
+    handle: &InstanceHandle,
+    snapshot: &Snapshot,
+) -> Result<(), String> {
+    let quick = match &server.spec.health.probe {
+        Probe::Exec { .. } | Probe::Heartbeat(_) | Probe::None if snapshot.connection.is_some() => {
+            &Probe::Mcp
+        }
+        Probe::Exec { .. } | Probe::Heartbeat(_) => &Probe::None,
+        quick => quick,
+    };
+    let subject = Subject {
+        connection: snapshot.connection.clone(),
+        era: snapshot.era,
+        ports: Arc::clone(&snapshot.ports),
+        launch: server.spec.launch.clone(),
+        log: Arc::clone(&handle.log),
+        launcher: Arc::clone(&core.launcher),
+    };
+    probe(quick, &subject, &mut Pulse::default()).await
 }
 
 /// On the live connection. Any answer of the server is a sign of life, an error too: it need not know `ping`.

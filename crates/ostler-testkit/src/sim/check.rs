@@ -208,7 +208,7 @@ pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String
         for handle in &instances {
             // What a person started stays until a person stops it, and what others need as long as they may come.
             let wanted = eager || world.plan().people > 0 || is_needed(supervisor, &server.spec.name);
-            if !wanted || matches!(handle.owner, Owner::Session(_)) {
+            if !wanted || matches!(*handle.owner(), Owner::Session(_)) {
                 let state = handle.snapshot().state.as_str();
                 return Err(format!("{} is `{state}` long after anybody wanted it", handle.id));
             }

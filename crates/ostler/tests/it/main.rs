@@ -16,6 +16,7 @@ mod hogs;
 mod log_files;
 mod order;
 mod orphans;
+mod pool;
 mod ports;
 mod pressure;
 mod reload;
