@@ -252,7 +252,7 @@ impl<S> Mux<S> {
     /// A request of the process did not reach its session, or will not be answered by it.
     pub fn undeliverable(&mut self, id: ReverseId, reason: &str, out: &mut Vec<Out<S>>) {
         if let Some(reverse) = self.reverse.remove(&id) {
-            out.push(Out::Write(rpc::error(Some(&reverse.server_id), rpc::METHOD_NOT_FOUND, reason)));
+            out.push(Out::Reply(rpc::error(Some(&reverse.server_id), rpc::METHOD_NOT_FOUND, reason)));
         }
     }
 

@@ -161,6 +161,9 @@ pub struct Answer {
 pub enum Out<S> {
     /// Write this to the process.
     Write(Message),
+    /// Write this to the process: an answer to a request of its own that no client gave. It decides how many there are
+    /// of these, so they are to be bounded where it does not read them.
+    Reply(Message),
     /// The call is over: give its answer to its sink.
     Finish(S, Answer),
     /// Give this to the running call's sink, ahead of its answer. With `reverse`, it is a request of the

@@ -62,7 +62,7 @@ impl<S> Mux<S> {
         let Some(id_span) = envelope.id.clone() else { return };
         let server_id = unpinned(line.slice(id_span.clone()));
         if &*envelope.method == "ping" {
-            out.push(Out::Write(rpc::result(&server_id, "{}")));
+            out.push(Out::Reply(rpc::result(&server_id, "{}")));
             return;
         }
         if self.settings.era == Era::Modern {
@@ -73,7 +73,7 @@ impl<S> Mux<S> {
         if self.sessions.is_empty() {
             // It asks for nobody's call, so nothing is learnt of how it asks.
             let text = format!("`{}` cannot be passed on: no session is attached", envelope.method);
-            out.push(Out::Write(rpc::error(Some(&server_id), rpc::METHOD_NOT_FOUND, &text)));
+            out.push(Out::Reply(rpc::error(Some(&server_id), rpc::METHOD_NOT_FOUND, &text)));
             out.push(Out::Note(Note::Unheard));
             return;
         }
@@ -113,7 +113,7 @@ impl<S> Mux<S> {
 
     fn refuse(&mut self, envelope: &Envelope, id: &[u8], reason: &'static str, out: &mut Vec<Out<S>>) {
         let text = format!("`{}` cannot be passed on: {reason}", envelope.method);
-        out.push(Out::Write(rpc::error(Some(id), rpc::METHOD_NOT_FOUND, &text)));
+        out.push(Out::Reply(rpc::error(Some(id), rpc::METHOD_NOT_FOUND, &text)));
         out.push(Out::Note(Note::RequestRefused { method: envelope.method.clone(), reason }));
     }
 

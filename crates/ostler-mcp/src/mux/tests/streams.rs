@@ -77,7 +77,7 @@ fn what_comes_on_the_stream_of_a_cancelled_call_is_nobodys() {
     let mut mux = two_calls();
     mux.cancel_ticket(1, "cancelled", 1, &mut Vec::new());
     let out = on_stream(&mut mux, 1, ASK);
-    let [Out::Write(refusal), Out::Note(Note::RequestRefused { reason, .. })] = &out[..] else {
+    let [Out::Reply(refusal), Out::Note(Note::RequestRefused { reason, .. })] = &out[..] else {
         panic!("{out:?}")
     };
     assert!(String::from_utf8_lossy(&refusal.to_bytes()).contains("-32601"));
