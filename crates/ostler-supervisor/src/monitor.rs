@@ -40,7 +40,7 @@ use crate::core::Core;
 use crate::session::Sessions;
 use crate::watch;
 use machine::{Ask, Machine};
-use pressure::Pressure;
+use pressure::{Coming, Pressure};
 pub(crate) use trees::Found;
 use trees::Trees;
 
@@ -235,6 +235,7 @@ impl Watcher {
 
     async fn pass(&mut self, regular: bool) {
         let begun = self.core.monitor.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let let_in = trees::let_in(&self.core);
         let subjects = trees::subjects(&self.core);
         let spaces = regular && self.passes.is_multiple_of(SPACE_EVERY);
         if !subjects.is_empty() || spaces || self.pressure.is_pressed() {
@@ -248,8 +249,9 @@ impl Watcher {
                             self.trees.judge(&self.core, &subjects, rungs).await;
                         }
                         self.trees.forget_others(&subjects);
-                        let waiting = self.trees.on_their_way_out(&subjects);
-                        self.pressure.judge(&self.core, &self.sessions, &total, &look, waiting).await;
+                        let free_soon = self.trees.on_their_way_out(&subjects);
+                        let coming = Coming { free_soon, seen: trees::seen(&let_in) };
+                        self.pressure.judge(&self.core, &self.sessions, &total, &look, &coming).await;
                     }
                     self.show(&total, &look);
                 }
@@ -259,7 +261,8 @@ impl Watcher {
             let (nothing, look) = (trees::Total::default(), machine::Look::default());
             if regular {
                 self.trees.forget_others(&[]);
-                self.pressure.judge(&self.core, &self.sessions, &nothing, &look, 0).await;
+                let coming = Coming { free_soon: 0, seen: trees::seen(&let_in) };
+                self.pressure.judge(&self.core, &self.sessions, &nothing, &look, &coming).await;
             }
             self.show(&nothing, &look);
         }

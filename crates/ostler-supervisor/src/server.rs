@@ -534,7 +534,7 @@ impl Server {
         let latest = core.registry.latest(self);
         let counted = match wanted.owner {
             _ if self.common.by_hand => Counted::AdHoc,
-            Owner::Session(_) => Counted::Session,
+            Owner::Session(_) => Counted::Session(&latest.spec.type_name),
             Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&latest.spec.type_name),
         };
         let place = core.admission.admit(counted).map_err(|refusal| {

@@ -170,6 +170,7 @@ impl Driver {
             snapshot: watch,
             last_used_ms: clock::now_ms().into(),
             reading: arc_swap::ArcSwapOption::empty(),
+            place: creation.place.number(),
             holds: Holds::default(),
         });
         let started = to_self.try_send(Inbox::Wish(Event::Start));

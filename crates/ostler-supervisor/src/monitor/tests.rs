@@ -11,6 +11,7 @@ use ostler_os::pressure::Space;
 use ostler_os::{Mark, SpawnError, SpawnRequest};
 
 use super::machine::{Look, Looking};
+use super::pressure::Coming;
 use super::*;
 use crate::admission::Counted;
 use crate::events::Events;
@@ -141,8 +142,10 @@ async fn a_machine_that_is_short_of_memory_is_left_alone() {
     let core = &supervisor.core;
     let mut pressure = Pressure::new(&core.config().limits, Vec::new());
     let nothing = trees::Total::default();
-    let mut see = async |look: Look| pressure.judge(core, supervisor.sessions(), &nothing, &look, 0).await;
-    let refusal = || core.admission.admit(Counted::Session).err().map(|refusal| refusal.why);
+    let mut see = async |look: Look| {
+        pressure.judge(core, supervisor.sessions(), &nothing, &look, &Coming::default()).await
+    };
+    let refusal = || core.admission.admit(Counted::Session("x")).err().map(|refusal| refusal.why);
 
     let stalled = |some_avg10| Some(MemoryStall { some_avg10, full_avg10: 0.0 });
     see(Look { stall: stalled(70.0), ..Look::default() }).await;

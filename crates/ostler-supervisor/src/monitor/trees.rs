@@ -8,12 +8,13 @@ use ostler_domain::alert::AlertKind;
 use ostler_domain::event::Severity;
 use ostler_domain::instance::Now;
 use ostler_domain::pressure::{OwnLimits, OwnSample, OwnUse, Verdict};
-use ostler_domain::{Generation, InstanceId, ResourceLimits};
+use ostler_domain::{Generation, InstanceId, ResourceLimits, State};
 use ostler_os::meter::TreeUsage;
 use ostler_os::{LimitHit, LimitKind, Limits, Readings, Rung, Rungs};
 
 use super::machine::{AskTree, Look};
 use super::{Fds, Pss, Reading};
+use crate::admission::{BY_HAND, Seen};
 use crate::clock::now_ms;
 use crate::core::Core;
 use crate::instance::driver::Inbox;
@@ -48,6 +49,8 @@ pub(super) struct Subject {
     pub(super) handle: Arc<InstanceHandle>,
     pub(super) tree: GuardedTree,
     pub(super) generation: Generation,
+    /// It is on its way up, and has yet to grow to its size.
+    pub(super) starting: bool,
     /// It is on its way out, and what it uses will be free soon.
     pub(super) stopping: bool,
 }
@@ -59,11 +62,34 @@ pub(super) fn subjects(core: &Core) -> Vec<Subject> {
         server.instances().into_iter().filter_map(|handle| {
             let snapshot = handle.snapshot();
             let (tree, generation) = (snapshot.tree?, snapshot.generation);
-            let stopping = matches!(snapshot.state, ostler_domain::State::Stopping { .. });
-            Some(Subject { server: Arc::clone(server), handle, tree, generation, stopping })
+            let starting = matches!(snapshot.state, State::Starting { .. });
+            let stopping = matches!(snapshot.state, State::Stopping { .. });
+            Some(Subject { server: Arc::clone(server), handle, tree, generation, starting, stopping })
         })
     });
     subjects.collect()
+}
+
+/// All instances that hold a place, and whether each is past its start, as far as it has begun one.
+pub(super) fn let_in(core: &Core) -> Vec<(Arc<InstanceHandle>, bool)> {
+    let table = core.registry.table();
+    let handles = table.all().iter().flat_map(|server| server.instances());
+    let far = handles.filter_map(|handle| {
+        let snapshot = handle.snapshot();
+        let begun = !matches!(snapshot.state, State::Stopped) || snapshot.generation != Generation::default();
+        let starting = matches!(snapshot.state, State::Starting { .. });
+        begun.then_some((handle, !starting))
+    });
+    far.collect()
+}
+
+/// What has become of those, by the numbers of their places, now that they were measured.
+pub(super) fn seen(let_in: &[(Arc<InstanceHandle>, bool)]) -> Vec<(u64, Seen)> {
+    let seen = let_in.iter().map(|(handle, settled)| {
+        let bytes = || handle.reading().map_or(0, |reading| reading.memory_bytes());
+        (handle.place, if *settled { Seen::Settled } else { Seen::Starting(bytes()) })
+    });
+    seen.collect()
 }
 
 /// What all of them used together.
@@ -74,7 +100,7 @@ pub(super) struct Total {
     pub(super) threads: u32,
     pub(super) memory_bytes: u64,
     pub(super) cpu_percent: f64,
-    /// Memory in bytes of all of a type, and how many there are.
+    /// Memory in bytes of all of a type that have started, and how many there are.
     pub(super) by_type: BTreeMap<String, (u64, u64)>,
 }
 
@@ -126,8 +152,12 @@ impl Trees {
             total.cpu_percent += reading.cpu_percent;
             let memory = reading.memory_bytes();
             total.memory_bytes += memory;
-            let of_type = total.by_type.entry(subject.server.spec.type_name.clone()).or_default();
-            *of_type = (of_type.0 + memory, of_type.1 + 1);
+            if !subject.starting {
+                let server = &subject.server;
+                let name = if server.is_by_hand() { BY_HAND } else { &server.spec.type_name };
+                let of_type = total.by_type.entry(name.to_owned()).or_default();
+                *of_type = (of_type.0 + memory, of_type.1 + 1);
+            }
             subject.handle.set_reading(reading);
         }
         total
