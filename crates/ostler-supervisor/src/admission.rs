@@ -166,6 +166,17 @@ impl Admission {
         self.lock().servers
     }
 
+    /// Places that are free: those of one type, or all.
+    pub(crate) fn free(&self, type_name: Option<&str>) -> usize {
+        let bounds = self.bounds();
+        let counts = self.lock();
+        let all = bounds.processes.saturating_sub(counts.servers);
+        type_name.map_or(all, |name| {
+            let of_type = counts.by_type.get(name).copied().unwrap_or(0);
+            all.min(bounds.per_type.saturating_sub(of_type))
+        })
+    }
+
     /// Notes what was measured: from now on it counts. On top of it is expected what those have yet to take that are
     /// not `seen` to be settled, by the numbers of their places.
     pub(crate) fn set_memory(&self, memory: MemoryLoad, seen: &[(u64, Seen)]) {
@@ -370,5 +381,6 @@ mod tests {
         admission.set_bounds(Bounds { processes: 9, ..admission.bounds() });
         let of_type = Some(Need::Slots { count: 1, type_name: Some("a".to_owned()) });
         assert_eq!(need(Counted::Server("a")), of_type);
+        assert_eq!((admission.free(None), admission.free(Some("a")), admission.free(Some("b"))), (6, 0, 2));
     }
 }

@@ -50,6 +50,9 @@ const THOROUGH_EVERY: u64 = 12;
 /// In one of so many regular passes the disk is looked at, also while nothing runs.
 const SPACE_EVERY: u64 = 12;
 
+/// So long after a pass none is begun for somebody who looks: each is a walk over `/proc`, and many may look.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long somebody who looks waits for a pass. After that, what is known is shown.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -162,6 +165,7 @@ pub struct Monitor {
     done: watch::Sender<u64>,
     /// Somebody was refused a place.
     shortage: Mutex<Option<Need>>,
+    refused: Notify,
 }
 
 impl Monitor {
@@ -181,7 +185,7 @@ impl Monitor {
     /// Somebody was refused for this; what nobody uses is stopped, so that the next try may succeed.
     pub(crate) fn make_room(&self, need: Need) {
         *self.shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some(need);
-        self.wanted.notify_one();
+        self.refused.notify_one();
     }
 
     fn take_shortage(&self) -> Option<Need> {
@@ -217,16 +221,26 @@ impl Watcher {
     /// Passes without end.
     pub(crate) async fn run(mut self) {
         let mut due = Instant::now() + self.core.config().metrics.interval;
+        let mut rested = Instant::now();
         loop {
             let core = Arc::clone(&self.core);
+            let looked = async {
+                sleep_until(rested).await;
+                core.monitor.wanted.notified().await;
+            };
             let regular = crate::select::select! {
                 () = sleep_until(due) => true,
-                () = core.monitor.wanted.notified() => false,
+                // Who makes room is chosen by what is known.
+                () = core.monitor.refused.notified() => {
+                    if let Some(need) = core.monitor.take_shortage() {
+                        relief::slots(&core, &need).await;
+                    }
+                    continue;
+                }
+                () = looked => false,
             };
-            if let Some(need) = core.monitor.take_shortage() {
-                relief::slots(&core, &need).await;
-            }
             self.pass(regular).await;
+            rested = Instant::now() + LOOK_PAUSE;
             if regular {
                 due = Instant::now() + self.core.config().metrics.interval;
             }
@@ -249,7 +263,7 @@ impl Watcher {
                             self.trees.judge(&self.core, &subjects, rungs).await;
                         }
                         self.trees.forget_others(&subjects);
-                        let free_soon = self.trees.on_their_way_out(&subjects);
+                        let free_soon = trees::on_their_way_out(&self.core, &subjects);
                         let coming = Coming { free_soon, seen: trees::seen(&let_in) };
                         self.pressure.judge(&self.core, &self.sessions, &total, &look, &coming).await;
                     }

@@ -71,6 +71,7 @@ async fn wait_for_dependencies(
     owners: &Owners<'_>,
     budget: Option<Instant>,
 ) {
+    let _awaiting = server.await_dependencies();
     let mut renewals = core.registry.renewals();
     loop {
         renewals.borrow_and_update();

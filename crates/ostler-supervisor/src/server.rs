@@ -6,7 +6,7 @@
 //! (see [`crate::reload`]).
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +55,18 @@ struct Common {
     trouble: watch::Sender<Option<String>>,
     /// Whether a task follows those.
     followed: AtomicBool,
+    /// Starts of it that wait for its dependencies.
+    awaiting: AtomicUsize,
+}
+
+/// A start that waits for dependencies, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Awaiting(Arc<Common>);
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        self.0.awaiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How a server stands, all its instances taken together.
@@ -171,6 +183,7 @@ impl Server {
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
             followed: AtomicBool::new(false),
+            awaiting: AtomicUsize::new(0),
         };
         Arc::new(Self { spec, common: Arc::new(common) })
     }
@@ -250,6 +263,17 @@ impl Server {
     /// Whether nobody follows its dependencies yet; from now on the caller does.
     pub(crate) fn begin_following(&self) -> bool {
         !self.common.followed.swap(true, Ordering::Relaxed)
+    }
+
+    /// It is to be started when its dependencies serve; until then none of them is stopped for others.
+    pub(crate) fn await_dependencies(&self) -> Awaiting {
+        self.common.awaiting.fetch_add(1, Ordering::Relaxed);
+        Awaiting(Arc::clone(&self.common))
+    }
+
+    /// Whether a start of it waits for its dependencies.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.common.awaiting.load(Ordering::Relaxed) > 0
     }
 
     /// Resolves when it is going for good.

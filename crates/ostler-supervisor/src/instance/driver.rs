@@ -82,6 +82,9 @@ pub(crate) enum Inbox {
     Measured(Generation, Found),
     /// Room is needed, for this reason: stop for good, unless it is in use.
     GiveRoom(String),
+    /// Room is needed, for this reason: restart, if it is over its own limit of memory and no call runs, or that does
+    /// not matter.
+    RestartOver { reason: String, busy: bool },
     /// The server closed its input or output a while ago; it had time to end by itself.
     StillThere(Generation),
     /// An audit found its guard gone, and nobody had said so.
@@ -104,6 +107,8 @@ struct Running {
     slot: Option<Slot>,
     /// Who was reported to have survived that.
     stuck: Vec<u32>,
+    /// It is to be killed for being over a limit of its own.
+    over_limit: bool,
 }
 
 impl Running {
@@ -276,6 +281,19 @@ impl Driver {
         }
     }
 
+    fn restart_if_over(&mut self, reason: String, even_busy: bool) {
+        let generation = self.machine.generation();
+        let reading = self.handle.upgrade().and_then(|handle| handle.reading());
+        let reading = reading.filter(|reading| reading.generation == generation);
+        let limit = self.server.spec.limits.memory;
+        let over = reading.is_some_and(|reading| limit.is_some_and(|limit| reading.memory_bytes() > limit));
+        let busy = self.connection().is_some_and(|connection| connection.open_calls() > 0);
+        if over && !self.removing && self.machine.state().serves() && (even_busy || !busy) {
+            self.record(Happening::Relief { what: reason.clone() });
+            self.decide(Event::Restart { reason });
+        }
+    }
+
     fn remove(&mut self, reason: String) {
         self.removing = true;
         if let Some(handle) = self.handle.upgrade() {
@@ -349,6 +367,7 @@ impl Driver {
             Inbox::MayKill(generation, slot) => self.kill(generation, slot),
             Inbox::Measured(generation, found) => self.measured(generation, found),
             Inbox::GiveRoom(reason) => self.give_room(reason),
+            Inbox::RestartOver { reason, busy } => self.restart_if_over(reason, busy),
             Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {
                     running.control.kill();
@@ -557,6 +576,7 @@ impl Driver {
             tree,
             slot: None,
             stuck: Vec::new(),
+            over_limit: false,
         });
     }
 
@@ -841,9 +861,13 @@ impl Driver {
             Found::High(reason) => self.ail(Ailment::Memory, reason),
             Found::Hit(what) => self.record(Happening::LimitHit { what }),
             Found::Over { what, at_once: true } => {
-                // As the kernel would: what grows does not wait for calls to end.
-                self.record(Happening::LimitHit { what: format!("{what}, so it is killed") });
-                self.with_running(generation, |_, running| running.control.kill());
+                // As the kernel would: what grows does not wait for calls to end. In its turn, though, and told once: it
+                // is found over its limit in each pass until then.
+                let running = self.running.as_mut();
+                if running.is_some_and(|running| !std::mem::replace(&mut running.over_limit, true)) {
+                    self.record(Happening::LimitHit { what: format!("{what}, so it is killed") });
+                    self.queue_kill(generation);
+                }
             }
             Found::Over { what, at_once: false } => {
                 self.record(Happening::LimitHit { what: what.clone() });

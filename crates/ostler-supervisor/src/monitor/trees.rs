@@ -83,6 +83,14 @@ pub(super) fn let_in(core: &Core) -> Vec<(Arc<InstanceHandle>, bool)> {
     far.collect()
 }
 
+/// What is free soon, in bytes: of those that are being stopped. One that SIGKILL did not end may stay for ever.
+pub(super) fn on_their_way_out(core: &Core, subjects: &[Subject]) -> u64 {
+    let survivors = core.cleanup.survivors();
+    let stopping =
+        subjects.iter().filter(|subject| subject.stopping && !survivors.contains(&subject.handle.id));
+    stopping.filter_map(Subject::reading).map(|reading| reading.memory_bytes()).sum()
+}
+
 /// What has become of those, by the numbers of their places, now that they were measured.
 pub(super) fn seen(let_in: &[(Arc<InstanceHandle>, bool)]) -> Vec<(u64, Seen)> {
     let seen = let_in.iter().map(|(handle, settled)| {
@@ -161,12 +169,6 @@ impl Trees {
             subject.handle.set_reading(reading);
         }
         total
-    }
-
-    /// What is free soon, in bytes: of those that are being stopped.
-    pub(super) fn on_their_way_out(&self, subjects: &[Subject]) -> u64 {
-        let stopping = subjects.iter().filter(|subject| subject.stopping);
-        stopping.filter_map(Subject::reading).map(|reading| reading.memory_bytes()).sum()
     }
 
     /// Acts on what each uses.
