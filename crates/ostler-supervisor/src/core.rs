@@ -47,7 +47,7 @@ impl Core {
         Arc::new(Self {
             budget: Budget::new(config.gateway.body_memory),
             config: ArcSwap::new(Arc::clone(config)),
-            alerts: Alerts::start(&config.alerts, &events, &launcher),
+            alerts: Alerts::start(config, &events, &launcher),
             launcher,
             ledger,
             log_files,
@@ -72,7 +72,7 @@ impl Core {
         self.admission.set_bounds(bounds(&config));
         self.ports.configure(&config);
         self.cleanup.set_slots(config.limits.cleanups);
-        self.alerts.configure(&config.alerts);
+        self.alerts.configure(&config);
         self.config.store(config);
     }
 }

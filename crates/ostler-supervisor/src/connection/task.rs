@@ -21,6 +21,7 @@ use super::outgoing::HIGH_WATER;
 use super::replies::{REPLIES_MAX, Replies};
 use super::{CallSink, News, Order, Parts, Shared, ToProcess, counter};
 use crate::clock::{self, now_ms};
+use crate::events::is_power_of_ten;
 use crate::launch::Output;
 use crate::log::Stream;
 use crate::stream::ReplayStream;
@@ -596,8 +597,4 @@ impl Task {
             }
         }
     }
-}
-
-fn is_power_of_ten(count: u64) -> bool {
-    count > 0 && 10u64.pow(count.ilog10()) == count
 }

@@ -61,7 +61,7 @@ impl Machine for Painted {
     }
 }
 
-async fn supervisor() -> Arc<Supervisor> {
+pub(super) async fn supervisor() -> Arc<Supervisor> {
     let (ledger, _jobs) = Ledger::queued("test".to_owned());
     let config = Arc::new(Config::default());
     let events = Arc::new(Events::default());
@@ -71,7 +71,7 @@ async fn supervisor() -> Arc<Supervisor> {
 }
 
 /// The messages of events of this kind.
-fn told(supervisor: &Supervisor, kind: &str) -> Vec<String> {
+pub(super) fn told(supervisor: &Supervisor, kind: &str) -> Vec<String> {
     let events = supervisor.events().after(0, usize::MAX).into_iter();
     events.filter(|event| event.kind == kind).map(|event| event.message).collect()
 }

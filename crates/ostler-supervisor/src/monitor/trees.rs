@@ -119,6 +119,8 @@ struct Watched {
     own: OwnUse,
     /// Why it is not well, while it uses too much memory.
     high: Option<String>,
+    /// The limit that it was at between the last two passes.
+    hit: Option<String>,
     before: Option<Readings>,
     /// When the counters were read last, in milliseconds of [`now_ms`].
     at_ms: u64,
@@ -175,25 +177,19 @@ impl Trees {
     pub(super) async fn judge(&mut self, core: &Core, subjects: &[Subject], rungs: &Rungs) {
         for subject in subjects.iter().filter(|subject| !subject.stopping) {
             let Some(reading) = subject.reading() else { continue };
-            let was_high = self.is_high(&subject.handle.id);
             for found in self.findings(subject, &reading, rungs) {
                 subject.handle.wish(Inbox::Measured(subject.generation, found)).await;
             }
-            self.alert(core, &subject.handle.id, was_high);
+            self.alert(core, &subject.handle.id);
         }
     }
 
-    fn is_high(&self, id: &InstanceId) -> bool {
-        self.0.get(id).is_some_and(|watched| watched.high.is_some())
-    }
-
-    /// Says that it uses much, as long as it does. Of limits that were hit its driver tells.
-    fn alert(&self, core: &Core, id: &InstanceId, was_high: bool) {
-        let kind = AlertKind::ResourceViolation;
-        match self.0.get(id).and_then(|watched| watched.high.as_deref()) {
-            Some(what) => core.alerts.raise(kind, &id.to_string(), Severity::Warning, what),
-            None if was_high => core.alerts.resolve(kind, &id.to_string()),
-            None => {}
+    /// Says that it uses much, or is at a limit, as long as that is so. Events of the latter its driver tells. That it
+    /// is over nobody says: the same alert may be about a kill.
+    fn alert(&self, core: &Core, id: &InstanceId) {
+        let Some(watched) = self.0.get(id) else { return };
+        if let Some(what) = watched.hit.as_deref().or(watched.high.as_deref()) {
+            core.alerts.raise(AlertKind::ResourceViolation, &id.to_string(), Severity::Warning, what);
         }
     }
 
@@ -248,6 +244,7 @@ impl Watched {
         // Of memory the guard tells, who knows whether it was the leader that was killed.
         hits.retain(|hit| hit.limit != LimitKind::Memory && (hit.limit != LimitKind::Cpu || steadily));
         hits.extend(out_of_files(reading, &allowed));
+        self.hit = hits.first().map(ToString::to_string);
         let now = reading.at_ms;
         let again = u64::try_from(TELL_AGAIN.as_millis()).unwrap_or(u64::MAX);
         let is_news = |hit: &&LimitHit| {
@@ -350,6 +347,33 @@ mod tests {
         let told: usize =
             (1..=120).map(|n| watched.hits(&at(n * 5000, refused(n), 1), &limits()).len()).sum();
         assert_eq!(told, 2, "in ten minutes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alert_stays_while_a_limit_is_hit_and_is_not_over_with_the_memory_of_the_next_process() {
+        let supervisor = super::super::tests::supervisor().await;
+        let core = &supervisor.core;
+        let id = InstanceId { server: "hog".parse().expect("a name"), number: 1 };
+        let mut trees = Trees::default();
+        let refused = |count| Readings { pids_refused: Some(count), ..Readings::default() };
+        let interval = core.config().metrics.interval;
+        for n in 0..200 {
+            let watched = trees.0.entry(id.clone()).or_default();
+            watched.hits(&at(now_ms(), refused(n), 1), &limits());
+            trees.alert(core, &id);
+            tokio::time::sleep(interval).await;
+        }
+        let told = |kind: &str| super::super::tests::told(&supervisor, kind).len();
+        assert_eq!((told("alert-raised"), told("alert-resolved")), (1, 0), "in a quarter of an hour");
+
+        // Its memory is back to normal: that it was at a limit is not over with that.
+        trees.0.insert(id.clone(), Watched { high: Some("much".to_owned()), ..Watched::default() });
+        trees.alert(core, &id);
+        trees.0.insert(id.clone(), Watched::default());
+        trees.alert(core, &id);
+        assert_eq!((supervisor.alerts().count(), told("alert-resolved")), (1, 0));
+        tokio::time::sleep(core.config().alerts.repeat * 2).await;
+        assert_eq!(told("alert-resolved"), 1);
     }
 
     #[test]
