@@ -47,7 +47,9 @@ struct Common {
     ending: watch::Sender<bool>,
     /// A reload took it out of the configuration, or put another in its place.
     left: AtomicBool,
-    /// Nothing runs any more of the one whose place it took.
+    /// It left, and nothing runs any more, neither of it nor of those before it.
+    gone: watch::Sender<bool>,
+    /// All that has to be gone before anything of it may run is.
     vacant: watch::Sender<bool>,
     by_hand: bool,
     standing: watch::Sender<Standing>,
@@ -166,6 +168,7 @@ impl Server {
             stopped: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             left: AtomicBool::new(false),
+            gone: watch::Sender::new(false),
             vacant: watch::Sender::new(true),
             by_hand,
             standing: watch::Sender::default(),
@@ -185,23 +188,43 @@ impl Server {
         leader.renewed(spec)
     }
 
-    /// Another server in the place of this one, which is to end: it starts nothing before [`Self::vacate`]. Where a
-    /// person stopped this one, it is stopped too.
+    /// Another server in the place of this one. Where a person stopped this one, it is stopped too.
     pub(crate) fn succeeded_by(&self, successor: &Self) {
         let (old, new) = (&self.common, &successor.common);
         // Ids are never used twice, also not by an instance that is still ending.
         new.next_number.store(old.next_number.load(Ordering::Relaxed), Ordering::Relaxed);
         new.stopped.store(old.stopped.load(Ordering::Relaxed), Ordering::Relaxed);
-        new.vacant.send_replace(false);
         successor.note();
     }
 
-    /// Nothing runs any more of the one whose place it took.
+    /// It starts nothing before [`Self::vacate`].
+    pub(crate) fn occupy(&self) {
+        self.common.vacant.send_replace(false);
+    }
+
+    /// All that had to be gone before anything of it may run is.
     pub(crate) fn vacate(&self) {
         self.common.vacant.send_replace(true);
     }
 
-    /// Resolves when nothing runs any more of the one whose place it took.
+    /// It left, and nothing runs any more, neither of it nor of those before it.
+    pub(crate) fn set_gone(&self) {
+        self.common.gone.send_replace(true);
+    }
+
+    /// Whether [`Self::set_gone`] was called.
+    pub(crate) fn is_gone(&self) -> bool {
+        *self.common.gone.borrow()
+    }
+
+    /// Resolves after [`Self::set_gone`].
+    pub(crate) async fn until_gone(&self) {
+        let mut gone = self.common.gone.subscribe();
+        // The sender lives as long as `self`.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Resolves when all that has to be gone before anything of it may run is.
     pub(crate) async fn until_vacant(&self) {
         let mut vacant = self.common.vacant.subscribe();
         // The sender lives as long as `self`.

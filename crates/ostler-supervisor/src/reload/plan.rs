@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ostler_config::{Config, ServerChange, diff, in_force};
-use ostler_domain::{ServerName, ServerSpec, StartMode};
+use ostler_domain::{Deadlines, ServerName, ServerSpec, StartMode};
 
 use super::{Fate, ReloadRefused, Report, ServerReport, keys_of, traits};
 use crate::core::Core;
@@ -12,6 +13,10 @@ use crate::identity;
 use crate::ledger::LedgerError;
 use crate::registry::Table;
 use crate::server::Server;
+
+/// Added to the deadlines of a server that ends: for the order to its guard, the kernel and a full queue for killing.
+/// Little depends on it: what takes longer is said to be still ending, and waited for by nobody else.
+const ENDING_GRACE: Duration = Duration::from_secs(1);
 
 /// The servers of a configuration that is the first one.
 ///
@@ -42,7 +47,8 @@ pub(super) struct Plan {
     pub(super) roused: Vec<Arc<Server>>,
     /// Servers that were not there before and have instances of their own.
     pub(super) fresh: Vec<Arc<Server>>,
-    /// Servers that end, each with the reason its clients are told.
+    /// Servers that end, each with the reason its clients are told. Those that left in an earlier reload and are not gone
+    /// yet are not among them: that reload looks after them.
     pub(super) leaving: Vec<(Arc<Server>, Arc<str>)>,
     /// Of those, the ones in whose place another comes.
     pub(super) successors: Vec<(Arc<Server>, Arc<Server>)>,
@@ -88,8 +94,7 @@ impl Plan {
                 old,
             });
         }
-        let mut plan =
-            Self::empty(Report { dry_run: false, daemon: difference.daemon.clone(), servers: Vec::new() });
+        let mut plan = Self::empty(Report { daemon: difference.daemon.clone(), ..Report::default() });
         plan.place(core, &next).await;
         plan.dismiss_the_gone(&table, &config);
         plan.config = config;
@@ -113,6 +118,28 @@ impl Plan {
     /// Whether a server of this name was not there before.
     pub(super) fn adds(&self, name: &ServerName) -> bool {
         self.report.servers.iter().any(|server| server.fate == Fate::Added && server.name == *name)
+    }
+
+    /// The servers that are new and have instances of their own: nothing of them has run yet.
+    pub(super) fn beginning(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.fresh.iter().chain(self.successors.iter().map(|(_, new)| new))
+    }
+
+    /// Whether nothing of `new` may run before the server that has left is gone.
+    pub(super) fn precedes(left: &Server, new: &Server) -> bool {
+        left.spec.name == new.spec.name
+    }
+
+    /// How long the next of those that leave may take to be gone, once it is its turn: as long as its calls and its way
+    /// down may.
+    pub(super) fn patience(&self) -> Duration {
+        let ending = self.leaving.iter().map(|(server, _)| server);
+        let ending = ending.chain(self.estranged.iter().map(|(leader, ..)| leader));
+        let down = ending.map(|server| {
+            let Deadlines { drain, stdin_grace, term_grace, kill, .. } = server.spec.deadlines;
+            [stdin_grace, term_grace, kill, ENDING_GRACE].into_iter().fold(drain, Duration::saturating_add)
+        });
+        down.max().unwrap_or(ENDING_GRACE)
     }
 
     /// Why a server that leaves does so.
@@ -202,7 +229,8 @@ impl Plan {
     /// The servers that the new configuration does not have.
     fn dismiss_the_gone(&mut self, table: &Table, config: &Config) {
         let named = |server: &&Arc<Server>| config.servers.iter().any(|spec| spec.name == server.spec.name);
-        let gone = table.all().iter().filter(|server| !server.is_by_hand() && !named(server));
+        let gone =
+            table.all().iter().filter(|server| !server.is_by_hand() && !server.has_left() && !named(server));
         for server in gone {
             let name = &server.spec.name;
             let reason: Arc<str> = format!("`{name}` was removed from the configuration").into();
