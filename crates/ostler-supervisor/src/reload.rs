@@ -198,7 +198,7 @@ impl Supervisor {
             }
         }
         plan.table.iter().for_each(|server| order::follow_dependencies(core, server));
-        let kept: Vec<bool> = plan.successors.iter().map(|(old, _)| is_kept(old)).collect();
+        let kept: Vec<bool> = plan.successors.iter().map(|(old, _)| old.has_left() && is_kept(old)).collect();
         report.ending = self.part(&plan).await;
         for ((_, new), kept) in plan.successors.iter().zip(kept) {
             if (kept || new.spec.is_eager()) && !new.stopped() {
@@ -231,7 +231,7 @@ impl Supervisor {
                 plan.leaving.iter().map(|(server, _)| Arc::clone(server)).chain(earlier).collect();
             plan.leaving.iter().for_each(|(server, _)| server.leave());
             plan.successors.iter().for_each(|(old, new)| old.succeeded_by(new));
-            let waits: Vec<Wait> = plan.beginning().map(|new| Wait::of(new, &left)).collect();
+            let waits: Vec<Wait> = plan.beginning().map(|new| Wait::of(plan, new, &left)).collect();
             core.configure(Arc::new(plan.config.clone()));
             *table = plan.table.iter().cloned().chain(by_hand).chain(left).collect();
             Ok(waits)
@@ -274,7 +274,7 @@ impl Supervisor {
     async fn end_leaving(self: &Arc<Self>, plan: &Plan) {
         let estranged = plan.estranged.iter().map(|estranged| self.end_estranged(estranged));
         let leaving: Vec<Arc<Server>> = plan.leaving.iter().map(|(server, _)| Arc::clone(server)).collect();
-        let ends = order::in_reverse(&leaving, |server| self.end(plan, server));
+        let ends = order::in_reverse(&leaving, plan.before.all(), |server| self.end(plan, server));
         join(ends, join_all(estranged)).await;
         join_all(leaving.iter().map(|server| server.until_gone())).await;
     }
@@ -335,9 +335,9 @@ struct Wait {
 
 impl Wait {
     /// What `new` has to wait for, of those that have `left`. It starts nothing from now on.
-    fn of(new: &Arc<Server>, left: &[Arc<Server>]) -> Self {
+    fn of(plan: &Plan, new: &Arc<Server>, left: &[Arc<Server>]) -> Self {
         let before: Vec<Arc<Server>> =
-            left.iter().filter(|left| Plan::precedes(left, new)).map(Arc::clone).collect();
+            left.iter().filter(|left| plan.precedes(left, new)).map(Arc::clone).collect();
         if !before.is_empty() {
             new.occupy();
         }

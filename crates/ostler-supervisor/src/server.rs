@@ -40,7 +40,8 @@ struct Common {
     identity: String,
     traits: Mutex<Traits>,
     instances: Mutex<Vec<Arc<InstanceHandle>>>,
-    next_number: AtomicU32,
+    /// The number of the latest instance by its name, also of servers before it: ids are never used twice.
+    latest_number: Arc<AtomicU32>,
     /// A person stopped it: clients do not start it again.
     stopped: AtomicBool,
     /// It is going for good: nobody starts it again.
@@ -149,22 +150,23 @@ struct Wanted<'a> {
 }
 
 impl Server {
-    pub(crate) fn new(spec: ServerSpec, traits: Traits) -> Arc<Self> {
-        Self::make(spec, traits, false)
+    /// Its instances are numbered on from `numbers` ([`crate::registry::Registry::numbers`]).
+    pub(crate) fn new(spec: ServerSpec, traits: Traits, numbers: Arc<AtomicU32>) -> Arc<Self> {
+        Self::make(spec, traits, numbers, false)
     }
 
     /// One that no configuration names: a person started it.
     pub(crate) fn by_hand(spec: ServerSpec) -> Arc<Self> {
-        Self::make(spec, Traits::default(), true)
+        Self::make(spec, Traits::default(), Arc::default(), true)
     }
 
-    fn make(spec: ServerSpec, traits: Traits, by_hand: bool) -> Arc<Self> {
+    fn make(spec: ServerSpec, traits: Traits, latest_number: Arc<AtomicU32>, by_hand: bool) -> Arc<Self> {
         let common = Common {
             name: spec.name.clone(),
             identity: identity(&spec),
             traits: Mutex::new(traits),
             instances: Mutex::default(),
-            next_number: AtomicU32::new(0),
+            latest_number,
             stopped: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             left: AtomicBool::new(false),
@@ -191,8 +193,6 @@ impl Server {
     /// Another server in the place of this one. Where a person stopped this one, it is stopped too.
     pub(crate) fn succeeded_by(&self, successor: &Self) {
         let (old, new) = (&self.common, &successor.common);
-        // Ids are never used twice, also not by an instance that is still ending.
-        new.next_number.store(old.next_number.load(Ordering::Relaxed), Ordering::Relaxed);
         new.stopped.store(old.stopped.load(Ordering::Relaxed), Ordering::Relaxed);
         successor.note();
     }
@@ -285,7 +285,8 @@ impl Server {
     /// The same, with what earlier daemons learnt about it.
     pub(crate) async fn remembered(core: &Arc<Core>, spec: ServerSpec) -> Result<Arc<Self>, LedgerError> {
         let traits = core.ledger.traits(identity(&spec)).await?.unwrap_or_default();
-        Ok(Self::new(spec, traits))
+        let numbers = core.registry.numbers(&spec.name);
+        Ok(Self::new(spec, traits, numbers))
     }
 
     /// How it stands now.
@@ -614,7 +615,7 @@ impl Server {
             // A modern client of a server nobody has met: it may turn out to be legacy, and then serves those.
             (Some(Era::Modern) | None, _) => (Need::Either(params), None),
         };
-        let number = self.common.next_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.common.latest_number.fetch_add(1, Ordering::Relaxed) + 1;
         let creation = Creation {
             id: InstanceId { server: self.common.name.clone(), number },
             owner: owner.clone(),

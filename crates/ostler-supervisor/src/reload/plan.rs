@@ -39,6 +39,8 @@ pub(super) struct Plan {
     /// What is in force afterwards.
     pub(super) config: Config,
     pub(super) report: Report,
+    /// The servers before, with all their names.
+    pub(super) before: Arc<Table>,
     /// The servers afterwards, in the order of the configuration.
     pub(super) table: Vec<Arc<Server>>,
     /// New versions of servers whose instances go on.
@@ -50,7 +52,7 @@ pub(super) struct Plan {
     /// Servers that end, each with the reason its clients are told. Those that left in an earlier reload and are not gone
     /// yet are not among them: that reload looks after them.
     pub(super) leaving: Vec<(Arc<Server>, Arc<str>)>,
-    /// Of those, the ones in whose place another comes.
+    /// Servers in whose place another comes: some of those, and other names of servers that leave or go on.
     pub(super) successors: Vec<(Arc<Server>, Arc<Server>)>,
     /// Names that mean another server from now on than the one they meant, which goes on: its sessions by that name
     /// end, with this reason.
@@ -94,17 +96,18 @@ impl Plan {
                 old,
             });
         }
-        let mut plan = Self::empty(Report { daemon: difference.daemon.clone(), ..Report::default() });
+        let mut plan = Self::empty(&table, Report { daemon: difference.daemon.clone(), ..Report::default() });
         plan.place(core, &next).await;
         plan.dismiss_the_gone(&table, &config);
         plan.config = config;
         Ok(plan)
     }
 
-    fn empty(report: Report) -> Self {
+    fn empty(before: &Arc<Table>, report: Report) -> Self {
         Self {
             config: Config::default(),
             report,
+            before: Arc::clone(before),
             table: Vec::new(),
             renewed: Vec::new(),
             roused: Vec::new(),
@@ -126,8 +129,10 @@ impl Plan {
     }
 
     /// Whether nothing of `new` may run before the server that has left is gone.
-    pub(super) fn precedes(left: &Server, new: &Server) -> bool {
-        left.spec.name == new.spec.name
+    pub(super) fn precedes(&self, left: &Server, new: &Server) -> bool {
+        // Its name may have been another one for what has left; and two that would share a process are never two.
+        let was = self.successors.iter().any(|(old, heir)| heir.is_same(new) && old.is_same(left));
+        was || left.spec.name == new.spec.name || identity::may_share(&left.spec, &new.spec)
     }
 
     /// How long the next of those that leave may take to be gone, once it is its turn: as long as its calls and its way
@@ -183,7 +188,8 @@ impl Plan {
             self.tell(it, Fate::Changed);
             return server;
         }
-        let server = Server::new(it.spec.clone(), traits(core, it.spec).await);
+        let numbers = core.registry.numbers(&it.spec.name);
+        let server = Server::new(it.spec.clone(), traits(core, it.spec).await, numbers);
         match it.old {
             None => {
                 self.tell(it, Fate::Added);
@@ -193,11 +199,10 @@ impl Plan {
                 let reason = self.tell(it, Fate::Replaced);
                 if old.same_as().is_some() {
                     self.estranged.push((Arc::clone(old), it.spec.name.clone(), reason));
-                    self.fresh.push(Arc::clone(&server));
                 } else {
                     self.leaving.push((Arc::clone(old), reason));
-                    self.successors.push((Arc::clone(old), Arc::clone(&server)));
                 }
+                self.successors.push((Arc::clone(old), Arc::clone(&server)));
             }
         }
         server
