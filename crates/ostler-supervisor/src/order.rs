@@ -108,6 +108,14 @@ async fn wait_for_these(
     }
 }
 
+/// Starts the servers of these names for one that is up already and needs them now. What they need themselves is waited for
+/// until `budget` at the latest where it is only wanted.
+pub(crate) async fn demand_all(core: &Arc<Core>, names: &[ServerName], owners: &Owners<'_>, budget: Instant) {
+    let servers: Vec<Arc<Server>> =
+        names.iter().filter_map(|name| core.registry.server(name.as_str())).collect();
+    join_all(servers.iter().map(|server| demand(core, server, owners, Some(budget)))).await;
+}
+
 /// Starts a dependency, unless a person stopped it, after what it depends on itself. One that is there for its own
 /// clients is kept from now on, whether or not they go on using it.
 fn demand<'a>(

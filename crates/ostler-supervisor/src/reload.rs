@@ -31,7 +31,7 @@ use crate::instance::{InstanceHandle, Owner};
 use crate::order;
 use crate::server::Server;
 use crate::session::Session;
-use crate::supervisor::{Caller, Supervisor, begin};
+use crate::supervisor::{Caller, Supervisor, begin, shared_owner};
 pub(crate) use plan::servers;
 use plan::{Estranged, Plan};
 pub use reloader::{ReloadFailed, Reloader, Source};
@@ -208,6 +208,7 @@ impl Supervisor {
         let eager = plan.fresh.iter().chain(&plan.roused);
         let wanted = eager.filter(|server| server.spec.is_eager() && !server.stopped());
         wanted.for_each(|server| begin(core, server, caller));
+        plan.needier.iter().for_each(|(server, names)| demand(core, server, names, caller));
         core.events.record("daemon", Happening::Reloaded { what: report.to_string() });
         Ok(report)
     }
@@ -325,6 +326,24 @@ impl Supervisor {
         self.sessions().bid_farewell(&session.id, reason);
         self.end_session(session, reason).await;
     }
+}
+
+/// Starts what a server that is up needs from now on, as for one that is started; in a task of its own.
+fn demand(core: &Arc<Core>, server: &Arc<Server>, names: &[ServerName], caller: &Caller) {
+    if server.stopped() || server.all_instances().is_empty() {
+        // It is, when it starts.
+        return;
+    }
+    let budget = Instant::now() + core.config().limits.startup;
+    let (core, server, names, caller) =
+        (Arc::clone(core), Arc::clone(server), names.to_vec(), caller.clone());
+    tokio::spawn(async move {
+        let owners = |server: &Server| shared_owner(server, &caller);
+        crate::select::select! {
+            () = server.until_ending() => {}
+            () = order::demand_all(&core, &names, &owners, budget) => {}
+        }
+    });
 }
 
 /// A server that is to begin, and those that have to be gone before.

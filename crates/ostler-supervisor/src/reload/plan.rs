@@ -11,6 +11,7 @@ use super::{Fate, ReloadRefused, Report, ServerReport, keys_of, traits};
 use crate::core::Core;
 use crate::identity;
 use crate::ledger::LedgerError;
+use crate::order;
 use crate::registry::Table;
 use crate::server::Server;
 
@@ -47,6 +48,8 @@ pub(super) struct Plan {
     pub(super) renewed: Vec<Arc<Server>>,
     /// Of those, the ones that are to start with the daemon from now on.
     pub(super) roused: Vec<Arc<Server>>,
+    /// Of those, the ones that need or want servers that they did not before, with these servers' names.
+    pub(super) needier: Vec<(Arc<Server>, Vec<ServerName>)>,
     /// Servers that were not there before and have instances of their own.
     pub(super) fresh: Vec<Arc<Server>>,
     /// Servers that end, each with the reason its clients are told. Those that left in an earlier reload and are not gone
@@ -111,6 +114,7 @@ impl Plan {
             table: Vec::new(),
             renewed: Vec::new(),
             roused: Vec::new(),
+            needier: Vec::new(),
             fresh: Vec::new(),
             leaving: Vec::new(),
             successors: Vec::new(),
@@ -176,16 +180,26 @@ impl Plan {
     /// A server with instances of its own.
     async fn own(&mut self, core: &Arc<Core>, it: &Next<'_>) -> Arc<Server> {
         if let Some(old) = it.goes_on() {
-            if *it.change == ServerChange::Unchanged {
-                self.tell(it, Fate::Unchanged);
+            let fate = match *it.change == ServerChange::Unchanged {
+                true => Fate::Unchanged,
+                false => Fate::Changed,
+            };
+            if old.spec == *it.spec {
+                self.tell(it, fate);
                 return Arc::clone(old);
             }
+            // Also where none of its own keys differs: it has some from the whole daemon (`limits.cleanup_time`).
             let server = old.renewed(it.spec.clone());
             self.renewed.push(Arc::clone(&server));
+            let needs = it.spec.depends_on.iter().chain(&it.spec.wants);
+            let more: Vec<ServerName> = needs.filter(|name| !order::needs(old, name)).cloned().collect();
+            if !more.is_empty() {
+                self.needier.push((Arc::clone(&server), more));
+            }
             if old.spec.start != StartMode::Eager && it.spec.start == StartMode::Eager {
                 self.roused.push(Arc::clone(&server));
             }
-            self.tell(it, Fate::Changed);
+            self.tell(it, fate);
             return server;
         }
         let numbers = core.registry.numbers(&it.spec.name);
