@@ -15,6 +15,8 @@
 
 mod plan;
 mod reloader;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
