@@ -104,6 +104,8 @@ struct Running {
     slot: Option<Slot>,
     /// Who was reported to have survived that.
     stuck: Vec<u32>,
+    /// Its guard is gone, and what is left is being ended.
+    vanished: bool,
 }
 
 impl Running {
@@ -556,6 +558,7 @@ impl Driver {
             tree,
             slot: None,
             stuck: Vec::new(),
+            vanished: false,
         });
     }
 
@@ -662,7 +665,12 @@ impl Driver {
     }
 
     /// Ends what is left of a tree without a guard, and goes on as if the guard's end had been reported.
-    fn vanished(&self, generation: Generation) {
+    fn vanished(&mut self, generation: Generation) {
+        let running = self.running.as_mut().filter(|running| running.generation == generation);
+        // Once, however many audits find it: what the kernel holds takes its time.
+        if running.is_none_or(|running| std::mem::replace(&mut running.vanished, true)) {
+            return;
+        }
         self.with_running(generation, |driver, running| {
             let (core, mark, to_self) = (Arc::clone(&driver.core), running.mark, driver.to_self.clone());
             tokio::spawn(async move {
