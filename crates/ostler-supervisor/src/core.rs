@@ -34,6 +34,9 @@ pub(crate) struct Core {
     pub(crate) cleanup: Arc<Cleanup>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) monitor: Arc<Monitor>,
+    /// Held while processes that belong to nobody are ended: what takes longer than an audit waits for is not begun anew by
+    /// each of them.
+    pub(crate) strays: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Core {
@@ -58,6 +61,7 @@ impl Core {
             cleanup: Cleanup::new(config.limits.cleanups),
             ports: Ports::new(config),
             monitor: Arc::default(),
+            strays: Arc::default(),
         })
     }
 

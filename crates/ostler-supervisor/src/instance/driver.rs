@@ -109,6 +109,8 @@ struct Running {
     stuck: Vec<u32>,
     /// It is to be killed for being over a limit of its own.
     over_limit: bool,
+    /// Its guard is gone, and what is left is being ended.
+    vanished: bool,
 }
 
 impl Running {
@@ -577,6 +579,7 @@ impl Driver {
             slot: None,
             stuck: Vec::new(),
             over_limit: false,
+            vanished: false,
         });
     }
 
@@ -683,7 +686,12 @@ impl Driver {
     }
 
     /// Ends what is left of a tree without a guard, and goes on as if the guard's end had been reported.
-    fn vanished(&self, generation: Generation) {
+    fn vanished(&mut self, generation: Generation) {
+        let running = self.running.as_mut().filter(|running| running.generation == generation);
+        // Once, however many audits find it: what the kernel holds takes its time.
+        if running.is_none_or(|running| std::mem::replace(&mut running.vanished, true)) {
+            return;
+        }
         self.with_running(generation, |driver, running| {
             let (core, mark, to_self) = (Arc::clone(&driver.core), running.mark, driver.to_self.clone());
             tokio::spawn(async move {
