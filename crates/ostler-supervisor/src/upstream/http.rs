@@ -168,6 +168,7 @@ impl Courier {
             id: id.clone(),
             modern,
             initialize: !modern && &*envelope.method == "initialize",
+            probe: modern && &*envelope.method == "server/discover",
         };
         self.requests.spawn(async move {
             let id = request.id.clone();
@@ -238,6 +239,8 @@ struct Request {
     ticket: Option<Ticket>,
     modern: bool,
     initialize: bool,
+    /// The question that tells the eras apart.
+    probe: bool,
 }
 
 /// How far a stream of the call got.
@@ -290,6 +293,12 @@ impl Request {
             self.way.context.broken(&self.id, &why).await;
             return true;
         }
+        // Whoever is not let in learns nothing of the server's era.
+        let shut = matches!(status.as_u16(), 401 | 403);
+        if shut && (self.initialize || self.probe) {
+            self.fail(&why).await;
+            return false;
+        }
         match error
             .and_then(|error| Some((error["code"].as_i64()?, error["message"].as_str()?, error.get("data"))))
         {
@@ -301,6 +310,11 @@ impl Request {
             None if self.initialize && matches!(status.as_u16(), 404 | 405) => {
                 let help = "a server of the older transport is reached with `transport = \"sse\"`";
                 self.fail(&format!("{why} ({help})")).await;
+            }
+            // A server that does not know the modern era need not say so in JSON-RPC (2026-07-28, Streamable HTTP,
+            // "Backward Compatibility").
+            None if self.probe && matches!(status.as_u16(), 400 | 404 | 405 | 406 | 415 | 422) => {
+                self.give(rpc::error(Some(&self.id), rpc::PROBE_REFUSED, &why).to_bytes()).await;
             }
             None => self.fail(&why).await,
         }
