@@ -28,7 +28,7 @@ use super::body::{Events, Unread, is, refusal, whole};
 use super::client::{Client, Pieces};
 use super::listen::{self, Backoff};
 use super::session::{SESSION_ID, Session};
-use super::{Context, Target, lane};
+use super::{Context, FAREWELL, Target, lane};
 use crate::connection::Frame;
 
 /// How long the answer to a cancelled legacy call is waited for: as long as the call may still ask back.
@@ -38,8 +38,6 @@ const FRUITLESS: u32 = 5;
 /// How long calls wait for the first answer to the request for a stream. Some servers send no head before there is
 /// something to say.
 const STREAM_PATIENCE: Duration = Duration::from_millis(250);
-/// How long the server may take to end its session.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What is told when the server does not know its session any more.
 const SESSION_LOST: &str = "the server ended its session (HTTP 404)";
@@ -75,36 +73,19 @@ struct Ended {
 pub(super) async fn run(
     target: Target,
     first: Message,
-    mut messages: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<Message>,
     context: Context,
 ) -> Result<(), String> {
     let client = Client::new(&target.uri, target.headers).await?;
+    let frames = context.frames.clone();
     let way = Way { client, uri: target.uri, session: Arc::default(), context };
     let mut courier = Courier::new(way);
-    courier.take(first).await;
-    loop {
-        crate::select::select! {
-            message = messages.recv() => match message {
-                Some(message) => courier.take(message).await,
-                None => break,
-            },
-            Some(ended) = courier.requests.join_next(), if !courier.requests.is_empty() => {
-                let Ok(ended) = ended else { continue };
-                courier.running.remove(&ended.id);
-                if ended.session_lost {
-                    return Err(SESSION_LOST.to_owned());
-                }
-            }
-            Some(ended) = courier.helpers.join_next(), if !courier.helpers.is_empty() => {
-                if matches!(ended, Ok(true)) {
-                    return Err(SESSION_LOST.to_owned());
-                }
-            }
-        }
+    crate::select::select! {
+        ended = courier.carry(first, messages) => ended?,
+        () = frames.closed() => courier.requests.abort_all(),
     }
     courier.part().await;
     // What still runs may end by itself, as long as anybody takes its answer.
-    let frames = courier.way.context.frames.clone();
     frames.closed().await;
     Ok(())
 }
@@ -123,18 +104,53 @@ impl Courier {
         let (lane, items) = mpsc::channel(lane::WAITING);
         let mut helpers = JoinSet::new();
         let lane_of = lane::run(way.client.clone(), way.uri.clone(), items, way.context.clone());
-        helpers.spawn(async {
-            lane_of.await;
-            false
-        });
+        helpers.spawn(lane_of);
         Self { way, running: HashMap::new(), requests: JoinSet::new(), lane, helpers }
     }
 
-    async fn take(&mut self, message: Message) {
+    /// Carries messages until there are none to come.
+    async fn carry(&mut self, first: Message, mut messages: mpsc::Receiver<Message>) -> Result<(), String> {
+        let mut next = Some(first);
+        loop {
+            let session_lost = match next.take() {
+                Some(message) => self.take(message).await,
+                None => crate::select::select! {
+                    message = messages.recv() => match message {
+                        Some(message) => {
+                            next = Some(message);
+                            false
+                        }
+                        None => return Ok(()),
+                    },
+                    Some(ended) = self.requests.join_next(), if !self.requests.is_empty() => {
+                        ended.is_ok_and(|ended| self.ended(&ended))
+                    }
+                    Some(ended) = self.helpers.join_next(), if !self.helpers.is_empty() => {
+                        ended.unwrap_or_default()
+                    }
+                },
+            };
+            if session_lost {
+                return Err(SESSION_LOST.to_owned());
+            }
+        }
+    }
+
+    /// Forgets a request; whether the session was lost with it.
+    fn ended(&mut self, ended: &Ended) -> bool {
+        self.running.remove(&ended.id);
+        ended.session_lost
+    }
+
+    /// Sends a message on its way; whether the session turned out to be lost.
+    async fn take(&mut self, message: Message) -> bool {
         let text = message.to_bytes();
         let envelope = match Envelope::parse(&text) {
             Ok(envelope) => envelope,
-            Err(error) => return self.way.context.note(&format!("a message was not sent: {error}")),
+            Err(error) => {
+                self.way.context.note(&format!("a message was not sent: {error}"));
+                return false;
+            }
         };
         match (envelope.kind, &*envelope.method) {
             (Kind::Request, _) => self.request(message, &text, &envelope),
@@ -144,9 +160,10 @@ impl Courier {
                     self.pass(message).await;
                 }
             }
-            (Kind::Notification, "notifications/initialized") => self.initialized(message).await,
+            (Kind::Notification, "notifications/initialized") => return self.initialized(message).await,
             _ => self.pass(message).await,
         }
+        false
     }
 
     /// To be delivered in its turn.
@@ -193,14 +210,20 @@ impl Courier {
 
     /// What comes after it must not overtake it. From then on the server may speak by itself, and calls wait a moment
     /// for the stream on which it does: what it said before that would be lost.
-    async fn initialized(&mut self, message: Message) {
+    /// Whether the server does not know the session any more.
+    async fn initialized(&mut self, message: Message) -> bool {
         let Way { client, uri, session, context } = &self.way;
-        if let Err(why) = lane::post(client, uri, session.headers(), message).await {
+        if let Err(undelivered) = lane::post(client, uri, session.headers(), message).await {
+            let why = undelivered.why;
             context.note(&format!("`notifications/initialized` could not be delivered: {why}"));
+            if undelivered.session_lost {
+                return true;
+            }
         }
         let (answered, heard) = oneshot::channel();
         self.helpers.spawn(listen::run(self.way.clone(), answered));
         let _ = tokio::time::timeout(STREAM_PATIENCE, heard).await;
+        false
     }
 
     /// Ends the session.
