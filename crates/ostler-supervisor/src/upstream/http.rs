@@ -291,7 +291,7 @@ impl Request {
             session.named(answer.headers());
         }
         if status == StatusCode::OK && is(answer.headers(), "text/event-stream") {
-            self.stream(answer.into_body()).await;
+            return self.stream(answer.into_body()).await;
         } else if status == StatusCode::OK && is(answer.headers(), "application/json") {
             self.json(answer.into_body()).await;
         } else if status.is_success() {
@@ -367,8 +367,9 @@ impl Request {
         }
     }
 
-    /// Follows the call's stream, and takes it up again where it breaks off, as far as the server lets it.
-    async fn stream(&self, body: Incoming) {
+    /// Follows the call's stream, and takes it up again where it breaks off, as far as the server lets it. Whether the
+    /// server does not know the session any more.
+    async fn stream(&self, body: Incoming) -> bool {
         let Context { max_message, budget, .. } = &self.way.context;
         let mut backoff = Backoff::default();
         let (mut last_id, mut fruitless) = (None::<String>, 0);
@@ -378,44 +379,57 @@ impl Request {
                 Some(body) => {
                     let mut events = Events::new(body, *max_message, budget);
                     let before = last_id.clone();
-                    match self.follow(&mut events, &mut backoff).await {
-                        Ok(Followed::Answered) => return,
+                    let mut brought = false;
+                    match self.follow(&mut events, &mut backoff, &mut brought).await {
+                        Ok(Followed::Answered) => return false,
                         Ok(Followed::Cut(why)) => {
                             last_id = events.last_id().map(str::to_owned).or(last_id);
-                            if last_id != before {
+                            if brought || last_id != before {
                                 (backoff, fruitless) = (backoff.fresh(), 0);
                             }
                             why
                         }
-                        Err(unread) => return self.unread(unread).await,
+                        Err(unread) => {
+                            self.unread(unread).await;
+                            return false;
+                        }
                     }
                 }
                 None => "it could not be taken up again".to_owned(),
             };
             let Some(id) = last_id.as_deref().filter(|_| !self.modern && fruitless < FRUITLESS) else {
                 let why = format!("the server's stream ended before the answer: {cut}");
-                return self.way.context.broken(&self.id, &why).await;
+                self.way.context.broken(&self.id, &why).await;
+                return false;
             };
             fruitless += 1;
             tokio::time::sleep(backoff.next()).await;
             match listen::open(&self.way, Some(id)).await {
                 Ok(again) if again.status() == StatusCode::OK => body = Some(again.into_body()),
-                Ok(refused)
-                    if refused.status().is_client_error() && refused.status() != StatusCode::CONFLICT =>
-                {
+                Ok(refused) if refused.status().is_client_error() && !listen::passing(refused.status()) => {
+                    let session_lost =
+                        refused.status() == StatusCode::NOT_FOUND && self.way.session.is_named();
                     let why = format!("the stream cannot be taken up again: {}", refusal(refused).await.0);
-                    return self.way.context.broken(&self.id, &why).await;
+                    self.way.context.broken(&self.id, &why).await;
+                    return session_lost;
                 }
                 Ok(_) | Err(_) => {}
             }
         }
     }
 
-    async fn follow(&self, events: &mut Events, backoff: &mut Backoff) -> Result<Followed, Unread> {
+    /// Passes on what the stream says; `brought` is set when that is anything.
+    async fn follow(
+        &self,
+        events: &mut Events,
+        backoff: &mut Backoff,
+        brought: &mut bool,
+    ) -> Result<Followed, Unread> {
         loop {
             match events.next().await {
                 Ok(Some(Sse::Event { data, .. })) if data.is_empty() => {}
                 Ok(Some(Sse::Event { data, .. })) => {
+                    *brought = true;
                     let answered = self.is_answer(&data);
                     self.give(data).await;
                     if answered {
