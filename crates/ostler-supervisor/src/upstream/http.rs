@@ -10,7 +10,7 @@
 //!
 //! Which it is, each request says itself, so both may pass while the handshake finds the era out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use ostler_mcp::mux::Ticket;
 use ostler_mcp::{Envelope, Kind, Message, Sse, headers, rpc};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::body::{Events, Unread, is, refusal, whole};
 use super::client::{Client, Pieces};
@@ -38,6 +38,8 @@ const FRUITLESS: u32 = 5;
 /// How long calls wait for the first answer to the request for a stream. Some servers send no head before there is
 /// something to say.
 const STREAM_PATIENCE: Duration = Duration::from_millis(250);
+/// Cancelled legacy calls whose answers are waited for at a time; of more, the oldest are let go.
+const LINGERING: usize = 64;
 
 /// What is told when the server does not know its session any more.
 const SESSION_LOST: &str = "the server ended its session (HTTP 404)";
@@ -57,6 +59,7 @@ struct Running {
     modern: bool,
     /// How long it is still waited for.
     cancel: Option<oneshot::Sender<Duration>>,
+    task: AbortHandle,
 }
 
 /// How a request's task ended.
@@ -93,6 +96,8 @@ pub(super) async fn run(
 struct Courier {
     way: Way,
     running: HashMap<Bytes, Running>,
+    /// The cancelled ones of them whose answers are still waited for, oldest first.
+    lingering: VecDeque<Bytes>,
     requests: JoinSet<Ended>,
     lane: mpsc::Sender<lane::Item>,
     /// The lane, and the stream of what belongs to no call; they say whether the session is lost.
@@ -105,7 +110,8 @@ impl Courier {
         let mut helpers = JoinSet::new();
         let lane_of = lane::run(way.client.clone(), way.uri.clone(), items, way.context.clone());
         helpers.spawn(lane_of);
-        Self { way, running: HashMap::new(), requests: JoinSet::new(), lane, helpers }
+        let (running, lingering) = (HashMap::new(), VecDeque::new());
+        Self { way, running, lingering, requests: JoinSet::new(), lane, helpers }
     }
 
     /// Carries messages until there are none to come.
@@ -123,6 +129,7 @@ impl Courier {
                         None => return Ok(()),
                     },
                     Some(ended) = self.requests.join_next(), if !self.requests.is_empty() => {
+                        // One that was let go is forgotten already.
                         ended.is_ok_and(|ended| self.ended(&ended))
                     }
                     Some(ended) = self.helpers.join_next(), if !self.helpers.is_empty() => {
@@ -139,6 +146,7 @@ impl Courier {
     /// Forgets a request; whether the session was lost with it.
     fn ended(&mut self, ended: &Ended) -> bool {
         self.running.remove(&ended.id);
+        self.lingering.retain(|id| *id != ended.id);
         ended.session_lost
     }
 
@@ -187,7 +195,7 @@ impl Courier {
             initialize: !modern && &*envelope.method == "initialize",
             probe: modern && &*envelope.method == "server/discover",
         };
-        self.requests.spawn(async move {
+        let task = self.requests.spawn(async move {
             let id = request.id.clone();
             let session_lost = crate::select::select! {
                 lost = request.run(headers, message) => lost,
@@ -195,17 +203,30 @@ impl Courier {
             };
             Ended { id, session_lost }
         });
-        self.running.insert(id, Running { modern, cancel: Some(cancel) });
+        self.running.insert(id, Running { modern, cancel: Some(cancel), task });
     }
 
     /// The call is not waited for much longer; whether its cancellation is thereby said (2026-07-28, Streamable HTTP,
     /// "Cancellation": closing the stream is the way to say it).
     fn cancel(&mut self, id: &[u8]) -> bool {
-        let Some(running) = self.running.get_mut(id) else { return false };
+        let Some((id, _)) = self.running.get_key_value(id) else { return false };
+        let id = id.clone();
+        let Some(running) = self.running.get_mut(&id) else { return false };
+        let modern = running.modern;
         if let Some(cancel) = running.cancel.take() {
-            let _ = cancel.send(if running.modern { Duration::ZERO } else { LINGER });
+            let _ = cancel.send(if modern { Duration::ZERO } else { LINGER });
+            if !modern {
+                self.lingering.push_back(id);
+            }
         }
-        running.modern
+        // Each has a connection of its own, which a server that says nothing would keep.
+        if self.lingering.len() > LINGERING
+            && let Some(oldest) = self.lingering.pop_front()
+            && let Some(running) = self.running.remove(&oldest)
+        {
+            running.task.abort();
+        }
+        modern
     }
 
     /// What comes after it must not overtake it. From then on the server may speak by itself, and calls wait a moment
