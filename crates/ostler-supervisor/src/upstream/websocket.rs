@@ -10,7 +10,6 @@ use http::HeaderValue;
 use ostler_mcp::{Message, on_one_line};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -22,7 +21,7 @@ use tokio_tungstenite::tungstenite::{Message as Ws, Utf8Bytes};
 use super::body::{Unread, count};
 use super::{Context, FAREWELL, Target};
 use crate::connection::Frame;
-use crate::web::{describe, tls};
+use crate::web::{connect, describe, tls};
 
 /// How long the server may take to accept the connection and to become a WebSocket.
 const OPENING: Duration = Duration::from_secs(30);
@@ -115,12 +114,11 @@ async fn open(target: &Target, max_message: usize) -> Result<Socket, String> {
     }
     request.headers_mut().insert(PROTOCOL, HeaderValue::from_static("mcp"));
     let secure = target.uri.scheme_str() == Some("wss");
-    let host = target.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let host = target.uri.host().unwrap_or_default();
     let port = target.uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = TcpStream::connect((host, port)).await.map_err(|error| describe(&error))?;
-    tcp.set_nodelay(true).map_err(|error| describe(&error))?;
+    let tcp = connect(host, port).await?;
     let wire: Box<dyn Wire> = if secure {
-        let name = ServerName::try_from(host.to_owned())
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
             .map_err(|error| describe(&error))?;
         let connector = TlsConnector::from(std::sync::Arc::new(tls().await?));
         Box::new(connector.connect(name, tcp).await.map_err(|error| describe(&error))?)
