@@ -25,6 +25,8 @@ mod lane;
 mod listen;
 mod session;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod websocket;
 
 use std::collections::BTreeMap;
