@@ -123,17 +123,30 @@ pub(crate) async fn tls() -> Result<ClientConfig, String> {
 }
 
 /// An error and what led to it, in one line.
-pub(crate) fn describe(error: &dyn Error) -> String {
+pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
+    let mut next = Some(error);
+    while let Some(cause) = next {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
             let _ = write!(text, ": {cause_text}");
         }
-        source = cause.source();
+        if is_of_certificate(cause) {
+            text.push_str(" (trusted are the system's authorities; the variable SSL_CERT_FILE names others)");
+        }
+        next = cause.source();
     }
     text
+}
+
+/// Whether the other side's certificate is what is wrong.
+fn is_of_certificate(error: &(dyn Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
+    }
+    // Such an error tells what is inside it as its own, and of the sources only that one's.
+    let inside = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    inside.is_some_and(|inside| is_of_certificate(inside))
 }
 
 #[cfg(test)]
