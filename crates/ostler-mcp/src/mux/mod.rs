@@ -287,6 +287,10 @@ pub struct Mux<S> {
     next_expiry_ms: u64,
     /// The call on whose own stream the message came that is looked at, over a transport that has such streams.
     on_stream_of: Option<Ticket>,
+    /// Who left last, and when, in milliseconds.
+    left: Option<(SessionKey, u64)>,
+    /// When anybody else left last.
+    left_before_ms: Option<u64>,
 }
 
 impl<S> Mux<S> {
@@ -315,6 +319,8 @@ impl<S> Mux<S> {
             loggers: BTreeSet::new(),
             next_expiry_ms: u64::MAX,
             on_stream_of: None,
+            left: None,
+            left_before_ms: None,
         }
     }
 

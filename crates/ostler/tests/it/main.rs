@@ -20,4 +20,5 @@ mod ports;
 mod pressure;
 mod reload;
 mod support;
+mod tls;
 mod upstream;
