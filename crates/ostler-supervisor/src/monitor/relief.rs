@@ -184,7 +184,7 @@ mod tests {
         let server = |name: &str, needs: &[&str]| {
             let mut spec = ServerSpec::new(name.parse().expect("a name"), name);
             spec.depends_on = needs.iter().map(|name| name.parse().expect("a name")).collect();
-            Server::new(spec, Traits::default())
+            Server::new(spec, Traits::default(), Arc::default())
         };
         let (needed, user) = (server("needed", &[]), server("user", &["needed"]));
         let registry = Registry::default();
