@@ -100,6 +100,8 @@ pub struct Refusal {
     pub why: String,
     /// What would make room, where stopping what nobody uses could.
     pub need: Option<Need>,
+    /// How many had been let in by then ([`Admission::let_in`]).
+    pub let_in: u64,
 }
 
 /// A place, given back when dropped.
@@ -194,6 +196,11 @@ impl Admission {
         }
     }
 
+    /// How many were let in so far.
+    pub(crate) fn let_in(&self) -> u64 {
+        self.lock().next
+    }
+
     /// Takes a place.
     ///
     /// # Errors
@@ -206,7 +213,7 @@ impl Admission {
                 "{} processes started by hand exist already (limits.adhoc); `ostler stop` one",
                 bounds.adhoc
             );
-            return Err(Refusal { limit: "limits.adhoc", why, need: None });
+            return Err(Refusal { limit: "limits.adhoc", why, need: None, let_in: counts.next });
         }
         let load = counts.load(&counted, &bounds);
         pressure::admit(&load).map_err(|refusal| counts.refusal(&refusal))?;
@@ -288,7 +295,7 @@ impl Counts {
             }
             _ => refusal.to_string(),
         };
-        Refusal { limit: refusal.limit(), why, need }
+        Refusal { limit: refusal.limit(), why, need, let_in: self.next }
     }
 }
 

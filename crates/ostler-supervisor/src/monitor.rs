@@ -164,7 +164,7 @@ pub struct Monitor {
     begun: AtomicU64,
     done: watch::Sender<u64>,
     /// Somebody was refused a place.
-    shortage: Mutex<Option<Need>>,
+    shortage: Mutex<Option<(Need, u64)>>,
     refused: Notify,
 }
 
@@ -183,12 +183,12 @@ impl Monitor {
     }
 
     /// Somebody was refused for this; what nobody uses is stopped, so that the next try may succeed.
-    pub(crate) fn make_room(&self, need: Need) {
-        *self.shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some(need);
+    pub(crate) fn make_room(&self, need: Need, let_in: u64) {
+        *self.shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some((need, let_in));
         self.refused.notify_one();
     }
 
-    fn take_shortage(&self) -> Option<Need> {
+    fn take_shortage(&self) -> Option<(Need, u64)> {
         self.shortage.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -232,8 +232,8 @@ impl Watcher {
                 () = sleep_until(due) => true,
                 // Who makes room is chosen by what is known.
                 () = core.monitor.refused.notified() => {
-                    if let Some(need) = core.monitor.take_shortage() {
-                        relief::slots(&core, &need).await;
+                    if let Some((need, let_in)) = core.monitor.take_shortage() {
+                        relief::slots(&core, &need, let_in).await;
                     }
                     continue;
                 }

@@ -589,7 +589,7 @@ impl Server {
             core.events.count(refusal.limit);
             // For those who come back: what starts by itself does not.
             if let Some(need) = refusal.need.filter(|_| wanted.on_demand) {
-                core.monitor.make_room(need);
+                core.monitor.make_room(need, refusal.let_in);
             }
             Unavailable::Limit(refusal.why)
         })?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::watch;
+use futures_util::future::join_all;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
@@ -20,6 +21,7 @@ use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::ailments::{Ailment, Ailments};
@@ -42,6 +44,9 @@ use crate::upstream::Target;
 
 /// Wishes and reports that may wait for a driver.
 const QUEUE: usize = 256;
+
+/// Longest wait for the last output of a tree to be read once it is empty, where somebody else holds the pipe.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long a server that closed its input or output has to end by itself.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
@@ -551,17 +556,17 @@ impl Driver {
 
     fn born(&mut self, generation: Generation, guarded: Launched) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
+        let mut captures = vec![tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)))];
         let connection = if self.server.spec.transport == Transport::Stdio {
             Some(Connection::open(guarded.stdin, guarded.stdout, self.parts(generation)))
         } else {
             // Nobody writes to a plain process, or to one that listens: its input is at its end from the start.
             drop(guarded.stdin);
-            tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log)));
+            captures.push(tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log))));
             let target = self.target.take();
             target.map(|target| Connection::open_upstream(target, self.parts(generation)))
         };
-        tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)));
-        self.listen(generation, guarded.events);
+        self.listen(generation, guarded.events, captures);
         if kill {
             guarded.control.kill();
         }
@@ -618,11 +623,20 @@ impl Driver {
         }
     }
 
-    /// Passes the guard's reports on, in order.
-    fn listen(&self, generation: Generation, mut events: mpsc::Receiver<GuardEvent>) {
+    /// Passes the guard's reports on, in order; that nothing runs any more once its last words are in the log.
+    fn listen(
+        &self,
+        generation: Generation,
+        mut events: mpsc::Receiver<GuardEvent>,
+        captures: Vec<JoinHandle<()>>,
+    ) {
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
+            let mut captures = Some(captures);
             while let Some(event) = events.recv().await {
+                if let (GuardEvent::TreeEmpty, Some(captures)) = (&event, captures.take()) {
+                    let _ = tokio::time::timeout(LAST_WORDS, join_all(captures)).await;
+                }
                 if to_self.send(Inbox::Guard(generation, event)).await.is_err() {
                     return;
                 }

@@ -16,8 +16,9 @@ use crate::registry::Table;
 use crate::server::Server;
 use crate::session::Sessions;
 
-/// Somebody was refused a place: what nobody uses is stopped, so that the next try may succeed. Nobody is disturbed.
-pub(super) async fn slots(core: &Arc<Core>, need: &Need) {
+/// Somebody was refused a place, when so many had been let in: what nobody uses is stopped, so that the next try may
+/// succeed. Nobody is disturbed.
+pub(super) async fn slots(core: &Arc<Core>, need: &Need, let_in: u64) {
     let Need::Slots { count, type_name } = need else { return };
     // In this order: what ends in between is seen.
     let coming = places_coming(core, type_name.as_deref());
@@ -30,6 +31,10 @@ pub(super) async fn slots(core: &Arc<Core>, need: &Need) {
         None => "another instance was asked for (limits.processes)".to_owned(),
     };
     let relief = relieve(&Need::Slots { count, type_name: type_name.clone() }, &candidates(core), false);
+    // Somebody has got a place since: mostly who was refused, with another try. Who was not asks again.
+    if core.admission.let_in() != let_in {
+        return;
+    }
     for action in &relief.actions {
         perform(core, None, action, &why).await;
     }
