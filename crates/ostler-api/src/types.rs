@@ -445,6 +445,10 @@ pub struct ReloadView {
     pub daemon: Vec<KeyChangeView>,
     /// Each server: those of the new configuration in its order, then those that are gone.
     pub servers: Vec<ServerReloadView>,
+    /// Servers that were removed or replaced and of which something still runs, though their time to end is over. They
+    /// go on ending, and what is to come in their places starts after that.
+    #[serde(default)]
+    pub ending: Vec<String>,
 }
 
 /// What a reload does to one server.

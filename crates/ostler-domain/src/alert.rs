@@ -16,7 +16,8 @@
 //! - It is told (raised or repeated) at most once in `repeat`, unless it got worse than what was told.
 //! - `Resolved` follows `Raised`, and nothing else; between the two there are only `Repeated`.
 //! - None that stays longer than `repeat` is kept silent, unless the table is full, which is an alert itself.
-//! - One of a kind that [lapses](AlertKind::lapses) is over when it was not raised for `repeat`.
+//! - One of a kind that [lapses](AlertKind::lapses) is over when it was not raised for `repeat`, or for two of the
+//!   looks at which that is noticed ([`Alerts::set_looks`]), whichever is longer.
 
 mod meaning;
 
@@ -82,7 +83,7 @@ impl AlertKind {
     }
 
     /// Whether it is noticed in moments, and nobody notices its end: it is over when it has not been raised for
-    /// the time after which others are told again.
+    /// a while.
     pub fn lapses(self) -> bool {
         matches!(self, Self::ResourceViolation)
     }
@@ -162,6 +163,8 @@ type Key = (AlertKind, String);
 #[derive(Clone, Debug)]
 pub struct Alerts {
     repeat: Duration,
+    /// Between two looks at what lapses.
+    looks: Duration,
     max: usize,
     table: BTreeMap<Key, Entry>,
     dropped: u64,
@@ -175,12 +178,28 @@ impl Alerts {
 
     /// As [`Alerts::new`], with another bound than [`ALERTS_MAX`].
     pub fn with_max(repeat: Duration, max: usize) -> Self {
-        Self { repeat: repeat.max(REPEAT_MIN), max, table: BTreeMap::new(), dropped: 0 }
+        Self {
+            repeat: repeat.max(REPEAT_MIN),
+            looks: Duration::ZERO,
+            max,
+            table: BTreeMap::new(),
+            dropped: 0,
+        }
     }
 
     /// Uses another time from now on.
     pub fn set_repeat(&mut self, repeat: Duration) {
         self.repeat = repeat.max(REPEAT_MIN);
+    }
+
+    /// What lapses is looked at so seldom, from now on: what is wrong at each look stays raised in between.
+    pub fn set_looks(&mut self, every: Duration) {
+        self.looks = every;
+    }
+
+    /// After how long what lapses is over.
+    fn lapse(&self) -> Duration {
+        self.repeat.max(self.looks.saturating_mul(2))
     }
 
     /// Something is wrong, or still is. To be called as often as it is noticed.
@@ -270,8 +289,8 @@ impl Alerts {
 
     /// Time has passed: what stays is told again. To be called at [`Alerts::due`].
     pub fn tick(&mut self, now: Now) -> Vec<Notify> {
-        let repeat = self.repeat;
-        let pass = |entry: &mut Entry| match entry.lapses_at(repeat) {
+        let (repeat, lapse) = (self.repeat, self.lapse());
+        let pass = |entry: &mut Entry| match entry.lapses_at(lapse) {
             Some(at) if at <= now => entry.resolve(),
             _ => entry.tell(repeat, now),
         };
@@ -299,7 +318,7 @@ impl Alerts {
     /// When [`Alerts::tick`] has something to do next; `None`: not until something is raised.
     pub fn due(&self) -> Option<Now> {
         let told = self.table.values().filter_map(|entry| entry.told).map(|(at, _)| at.after(self.repeat));
-        told.chain(self.table.values().filter_map(|entry| entry.lapses_at(self.repeat))).min()
+        told.chain(self.table.values().filter_map(|entry| entry.lapses_at(self.lapse()))).min()
     }
 
     /// Those that are active, by kind and subject.
@@ -330,8 +349,8 @@ impl Entry {
     }
 
     /// When it is over, unless it is raised again.
-    fn lapses_at(&self, repeat: Duration) -> Option<Now> {
-        (self.active && self.alert.kind.lapses()).then(|| self.raised.after(repeat))
+    fn lapses_at(&self, lapse: Duration) -> Option<Now> {
+        (self.active && self.alert.kind.lapses()).then(|| self.raised.after(lapse))
     }
 
     /// Ends it; told if its beginning was.

@@ -27,6 +27,9 @@ pub const LIMIT_REACHED: i64 = -31002;
 pub const CALL_TIMED_OUT: i64 = -31003;
 /// The client cancelled the call.
 pub const CALL_CANCELLED: i64 = -31004;
+/// The HTTP server of a legacy MCP server, or another, refused `server/discover` without a word of JSON-RPC. To the
+/// handshake that is "method not found".
+pub const PROBE_REFUSED: i64 = -31005;
 
 /// An error answer to the request whose id is `id`, exactly as sent; `null` where there was none.
 pub fn error(id: Option<&[u8]>, code: i64, message: &str) -> Message {

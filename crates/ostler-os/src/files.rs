@@ -143,14 +143,19 @@ fn way_to(path: &Path) -> Vec<(PathBuf, OsString)> {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
+        let step = (folder.clone(), name.to_owned());
+        if way.contains(&step) {
+            continue;
+        }
+        way.push(step);
         if let Ok(target) = std::fs::read_link(&path) {
             left.push_back(folder.join(target));
         }
-        // A folder that is not there, or is a link itself, is decided by its own folder.
+        // A folder that is not there, or is a link itself, is decided by its own folder; and so is a link above it.
         if !folder.symlink_metadata().is_ok_and(|folder| folder.is_dir()) {
             left.push_back(folder.clone());
         }
-        way.push((folder, name.to_owned()));
+        left.extend(folder.ancestors().filter(|above| above.is_symlink()).map(Path::to_owned));
     }
     way
 }
@@ -218,6 +223,23 @@ mod tests {
         fs::write(at("one").join("a.toml"), "old").expect("written");
         assert!(quiet(&mut watch).await.is_ok(), "that is not it any more");
         fs::write(at("two").join("a.toml"), "new").expect("written");
+        told(&mut watch, "the file it points to now").await;
+    }
+
+    #[tokio::test]
+    async fn a_link_above_the_last_folder_is_followed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        for version in ["one", "two"] {
+            fs::create_dir_all(at(version).join("deep/er")).expect("made");
+            fs::write(at(version).join("deep/er/a.toml"), version).expect("written");
+        }
+        symlink("one", at("current")).expect("linked");
+        let mut watch = FileWatch::new(vec![at("current/deep/er/a.toml")]).expect("watched");
+        symlink("two", at("next")).expect("linked");
+        fs::rename(at("next"), at("current")).expect("renamed");
+        told(&mut watch, "the link points elsewhere").await;
+        fs::write(at("two/deep/er/a.toml"), "new").expect("written");
         told(&mut watch, "the file it points to now").await;
     }
 

@@ -368,7 +368,7 @@ mod tests {
             servers.push(Server::by_hand(spec(&["sleep"]).server(name, launch)));
         }
         let configured = ServerSpec::new("db".parse().expect("a name"), "x");
-        servers.push(Server::new(configured, ostler_domain::Traits::default()));
+        servers.push(Server::new(configured, ostler_domain::Traits::default(), Arc::default()));
         let refused = |name: &str| choose(&servers, Some(name), "x").expect_err("refused");
         assert!(matches!(refused("sleep-2"), SpawnRefused::Taken(why) if why.contains("ostler rm sleep-2")));
         assert!(matches!(refused("db"), SpawnRefused::Taken(why) if why.contains("configuration")));

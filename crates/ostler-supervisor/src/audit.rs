@@ -189,17 +189,74 @@ async fn repair(core: &Arc<Core>, findings: &[Finding]) {
             }
         }
     }
-    if strays {
+    if strays && let Ok(turn) = Arc::clone(&core.strays).try_lock_owned() {
         let launcher = Arc::clone(&core.launcher);
+        let ending = move || {
+            launcher.end_strays();
+            drop(turn);
+        };
         // It fails only when the runtime is going.
-        let _ = tokio::task::spawn_blocking(move || launcher.end_strays()).await;
+        let _ = tokio::task::spawn_blocking(ending).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Mutex, mpsc};
+
+    use ostler_os::{Mark, SpawnError, SpawnRequest};
+
     use super::*;
+    use crate::events::Events;
+    use crate::launch::{KernelView, Launched, Launcher};
+    use crate::ledger::Ledger;
+    use crate::log_file::LogFiles;
     use crate::ports::Ports;
+
+    /// Ends strays as long as the other end of this is there.
+    #[derive(Debug)]
+    struct Slow(AtomicUsize, Mutex<mpsc::Receiver<()>>);
+
+    impl Launcher for Slow {
+        fn launch(&self, _request: SpawnRequest) -> Result<Launched, SpawnError> {
+            Err(SpawnError::Channels(io::ErrorKind::Unsupported.into()))
+        }
+
+        fn look(&self, _trees: &[TreeRoot]) -> io::Result<KernelView> {
+            Ok(KernelView::default())
+        }
+
+        fn end_strays(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            assert!(self.1.lock().expect("nobody panics").recv().is_err());
+        }
+
+        fn end_marked(&self, _mark: Mark) {}
+    }
+
+    #[tokio::test]
+    async fn strays_are_ended_by_one_at_a_time_however_many_audits_find_them() {
+        let (held, hold) = mpsc::channel();
+        let slow = Arc::new(Slow(AtomicUsize::new(0), Mutex::new(hold)));
+        let launcher: Arc<dyn Launcher> = Arc::clone(&slow) as _;
+        let (ledger, _jobs) = Ledger::queued("test".to_owned());
+        let events = Arc::new(Events::default());
+        let files = LogFiles::new(None, Arc::clone(&events));
+        let core = Core::new(&Arc::default(), launcher, ledger, events, files);
+        let found = [Finding::UnknownChild { pid: 7 }];
+        let begun = async {
+            while slow.0.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            // The next audit: it finds the same, and does not wait for it.
+            repair(&core, &found).await;
+            drop(held);
+        };
+        let both = async { tokio::join!(repair(&core, &found), begun) };
+        tokio::time::timeout(Duration::from_secs(30), both).await.expect("nobody waits for another");
+        assert_eq!(slow.0.load(Ordering::SeqCst), 1);
+    }
 
     #[test]
     fn a_port_that_is_held_for_nobody_is_found() {

@@ -4,7 +4,7 @@
 //! that a hundred times side by side. A tree that survives SIGKILL (its processes are held by the kernel) gives its
 //! slot to the next and comes back later: see [`ostler_domain::instance`], which says when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ostler_domain::InstanceId;
@@ -32,6 +32,8 @@ pub struct Job {
     pub progress: Progress,
     /// How often it was killed.
     pub tries: u32,
+    /// Whether it survived SIGKILL: nobody knows when it will be gone.
+    pub survived: bool,
     /// Since when it is in the queue, in milliseconds of [`now_ms`].
     pub since_ms: u64,
 }
@@ -101,7 +103,13 @@ impl Cleanup {
     pub(crate) async fn slot(self: &Arc<Self>, instance: InstanceId) -> Slot {
         self.lock()
             .entry(instance.clone())
-            .or_insert_with(|| Job { instance, progress: Progress::Waiting, tries: 0, since_ms: now_ms() })
+            .or_insert_with(|| Job {
+                instance,
+                progress: Progress::Waiting,
+                tries: 0,
+                survived: false,
+                since_ms: now_ms(),
+            })
             .progress = Progress::Waiting;
         let permit = Arc::clone(&self.slots).acquire_owned().await;
         let permit = Some(permit.expect("the semaphore is never closed"));
@@ -120,7 +128,13 @@ impl Cleanup {
     pub(crate) fn stuck(&self, instance: &InstanceId, pids: &[u32]) {
         if let Some(job) = self.lock().get_mut(instance) {
             job.progress = Progress::Stuck(pids.to_vec());
+            job.survived = true;
         }
+    }
+
+    /// Those that survived SIGKILL, and are tried again.
+    pub(crate) fn survivors(&self) -> BTreeSet<InstanceId> {
+        self.lock().values().filter(|job| job.survived).map(|job| job.instance.clone()).collect()
     }
 
     /// Nothing is left of it.
@@ -159,11 +173,14 @@ mod tests {
         tokio::task::yield_now().await;
         let progress = || cleanup.jobs().into_iter().map(|job| job.progress).collect::<Vec<_>>();
         assert_eq!(progress(), [Progress::Killing, Progress::Waiting]);
+        assert!(cleanup.survivors().is_empty());
         cleanup.stuck(&id(1), &[7]);
         drop(first);
         let _second = second.await.expect("it does not panic");
         cleanup.killing(&id(2));
         assert_eq!(progress(), [Progress::Stuck(vec![7]), Progress::Killing]);
+        cleanup.killing(&id(1));
+        assert_eq!(cleanup.survivors(), BTreeSet::from([id(1)]), "also while it is tried again");
         cleanup.done(&id(2));
         cleanup.done(&id(1));
         assert_eq!(progress(), []);

@@ -34,6 +34,9 @@ pub(crate) struct Core {
     pub(crate) cleanup: Arc<Cleanup>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) monitor: Arc<Monitor>,
+    /// Held while processes that belong to nobody are ended: what takes longer than an audit waits for is not begun anew by
+    /// each of them.
+    pub(crate) strays: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Core {
@@ -47,7 +50,7 @@ impl Core {
         Arc::new(Self {
             budget: Budget::new(config.gateway.body_memory),
             config: ArcSwap::new(Arc::clone(config)),
-            alerts: Alerts::start(&config.alerts, &events, &launcher),
+            alerts: Alerts::start(config, &events, &launcher),
             launcher,
             ledger,
             log_files,
@@ -58,6 +61,7 @@ impl Core {
             cleanup: Cleanup::new(config.limits.cleanups),
             ports: Ports::new(config),
             monitor: Arc::default(),
+            strays: Arc::default(),
         })
     }
 
@@ -72,7 +76,7 @@ impl Core {
         self.admission.set_bounds(bounds(&config));
         self.ports.configure(&config);
         self.cleanup.set_slots(config.limits.cleanups);
-        self.alerts.configure(&config.alerts);
+        self.alerts.configure(&config);
         self.config.store(config);
     }
 }

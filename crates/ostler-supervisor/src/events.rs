@@ -149,6 +149,12 @@ impl Events {
     }
 }
 
+/// Whether one that comes after so many of its kind, itself included, is worth an event: the first, the tenth, the
+/// hundredth, and so on.
+pub(crate) fn is_power_of_ten(count: u64) -> bool {
+    count > 0 && 10u64.pow(count.ilog10()) == count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,9 @@ use crate::log::Stream;
 /// `log_files.waiting`.
 pub const MAX_WAITING: usize = 1024 * 1024;
 
+/// After a write that failed, how long until lines that have come meanwhile are tried, where none comes after them.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Longest wait for the last lines to be written at the end of the daemon.
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
@@ -59,7 +62,7 @@ impl LogFiles {
             path: dir.join(format!("{name}.log")),
             server: name.to_owned(),
             events: Arc::clone(&self.events),
-            waiting: Mutex::new(Waiting { bounds, lines: Vec::new(), dropped: 0, writing: false }),
+            waiting: Mutex::new(Waiting::new(bounds)),
             writer: Mutex::default(),
             idle: Notify::new(),
         });
@@ -93,6 +96,16 @@ struct Waiting {
     dropped: u64,
     /// A thread is at it.
     writing: bool,
+    /// Lines were dropped for want of room, and that was told; until the thread has caught up.
+    full: bool,
+    /// A failed write is tried again in a while.
+    retrying: bool,
+}
+
+impl Waiting {
+    fn new(bounds: Bounds) -> Self {
+        Self { bounds, lines: Vec::new(), dropped: 0, writing: false, full: false, retrying: false }
+    }
 }
 
 /// The file that is being written, and how long it is.
@@ -138,19 +151,39 @@ impl LogFile {
             waiting.lines.push(b'\n');
         }
         waiting.dropped += dropped;
-        let begin = !std::mem::replace(&mut waiting.writing, true);
+        let first = dropped > 0 && !std::mem::replace(&mut waiting.full, true);
         drop(waiting);
         if dropped > 0 {
             self.events.count("log_files.waiting");
         }
-        if begin {
+        if first {
+            let what = format!("lines for {}: the disk is slow (log_files)", self.path.display());
+            self.events.record(&self.server, Happening::Dropped { what, count: dropped });
+        }
+        self.begin();
+    }
+
+    /// Has a thread write, where none does.
+    fn begin(self: &Arc<Self>) {
+        if !std::mem::replace(&mut lock(&self.waiting).writing, true) {
             let file = Arc::clone(self);
             tokio::task::spawn_blocking(move || file.write());
         }
     }
 
+    /// Has what waits written in a while.
+    fn retry(self: &Arc<Self>) {
+        let file = Arc::clone(self);
+        // The thread that writes is one of the runtime's.
+        tokio::spawn(async move {
+            tokio::time::sleep(RETRY_AFTER).await;
+            lock(&file.waiting).retrying = false;
+            file.begin();
+        });
+    }
+
     /// Writes until nothing waits.
-    fn write(&self) {
+    fn write(self: &Arc<Self>) {
         let mut writer = lock(&self.writer);
         loop {
             let (lines, dropped, bounds) = {
@@ -158,33 +191,50 @@ impl LogFile {
                 let lines = std::mem::take(&mut waiting.lines);
                 let dropped = std::mem::take(&mut waiting.dropped);
                 if lines.is_empty() && dropped == 0 {
-                    waiting.writing = false;
+                    (waiting.writing, waiting.full) = (false, false);
                     break;
                 }
                 (lines, dropped, waiting.bounds)
             };
-            match self.append(&mut writer, &lines, dropped, bounds) {
-                Ok(()) => writer.failing = false,
-                Err(error) => {
-                    let lost = memchr::memchr_iter(b'\n', &lines).count() as u64;
-                    // Perhaps it was taken away or renamed.
-                    writer.file = None;
-                    let first = !std::mem::replace(&mut writer.failing, true);
-                    let mut waiting = lock(&self.waiting);
-                    waiting.dropped += dropped + lost;
-                    // With the next line it is tried again.
-                    waiting.writing = false;
-                    drop(waiting);
-                    if first {
-                        let what = format!("lines for {}: {error} (log_files)", self.path.display());
-                        self.events.record(&self.server, Happening::Dropped { what, count: lost });
-                    }
-                    break;
-                }
+            let result = self.append(&mut writer, &lines, dropped, bounds);
+            if !self.outcome(&mut writer, &lines, dropped, result) {
+                break;
             }
         }
         drop(writer);
         self.idle.notify_waiters();
+    }
+
+    /// Takes note of how a write went; false when it failed, and what waits is to wait on.
+    fn outcome(
+        self: &Arc<Self>,
+        writer: &mut Writer,
+        lines: &[u8],
+        dropped: u64,
+        result: io::Result<()>,
+    ) -> bool {
+        let Err(error) = result else {
+            writer.failing = false;
+            return true;
+        };
+        let lost = memchr::memchr_iter(b'\n', lines).count() as u64;
+        // Perhaps it was taken away or renamed.
+        writer.file = None;
+        let first = !std::mem::replace(&mut writer.failing, true);
+        let mut waiting = lock(&self.waiting);
+        waiting.dropped += dropped + lost;
+        // With the next line it is tried again, or in a while for those that have come already.
+        waiting.writing = false;
+        let retry = !waiting.lines.is_empty() && !std::mem::replace(&mut waiting.retrying, true);
+        drop(waiting);
+        if retry {
+            self.retry();
+        }
+        if first {
+            let what = format!("lines for {}: {error} (log_files)", self.path.display());
+            self.events.record(&self.server, Happening::Dropped { what, count: lost });
+        }
+        false
     }
 
     /// Whole lines, into as many files as they take.
@@ -215,7 +265,10 @@ impl LogFile {
         Ok(())
     }
 
-    async fn flushed(&self) {
+    async fn flushed(self: &Arc<Self>) {
+        if !lock(&self.waiting).lines.is_empty() {
+            self.begin();
+        }
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -360,6 +413,28 @@ mod tests {
         assert!(lines[1].ends_with("one.1 stdout kept"), "{text}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_came_during_a_write_that_failed_is_written_when_that_is_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // A file where the directory should be.
+        let place = dir.path().join("logs");
+        std::fs::write(&place, "in the way").expect("written");
+        let (_files, file) = files(&place, 2, 10_000);
+        lock(&file.waiting).lines.extend_from_slice(b"late\n");
+        // As it is after a write that failed.
+        let (lost, mut writer) = (vec![b'\n'], Writer::default());
+        assert!(!file.outcome(&mut writer, &lost, 0, Err(io::ErrorKind::StorageFull.into())));
+        std::fs::remove_file(&place).expect("removed");
+        let written = async {
+            while !place.join("one.log").exists() || lock(&file.waiting).writing {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), written).await.expect("it is tried again");
+        let text = std::fs::read_to_string(place.join("one.log")).expect("a file");
+        assert!(text.starts_with("[1 lines were dropped here") && text.ends_with("\nlate\n"), "{text}");
+    }
+
     #[tokio::test]
     async fn no_more_than_so_much_waits() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -377,6 +452,8 @@ mod tests {
         drop(standing);
         assert!(waits <= MAX_WAITING && dropped > 900, "{waits} bytes wait, {dropped} lines were dropped");
         assert!(files.events.counters()["log_files.waiting"] > 0);
+        let told: Vec<_> = files.events.after(0, 10).into_iter().map(|event| event.message).collect();
+        assert!(told.len() == 1 && told[0].contains("the disk is slow"), "once: {told:?}");
         files.flush().await;
         let text = std::fs::read_to_string(dir.path().join("one.log")).expect("a file");
         assert!(text.contains("lines were dropped here"), "it is said");

@@ -40,7 +40,7 @@ use crate::core::Core;
 use crate::session::Sessions;
 use crate::watch;
 use machine::{Ask, Machine};
-use pressure::Pressure;
+use pressure::{Coming, Pressure};
 pub(crate) use trees::Found;
 use trees::Trees;
 
@@ -49,6 +49,9 @@ const THOROUGH_EVERY: u64 = 12;
 
 /// In one of so many regular passes the disk is looked at, also while nothing runs.
 const SPACE_EVERY: u64 = 12;
+
+/// So long after a pass none is begun for somebody who looks: each is a walk over `/proc`, and many may look.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long somebody who looks waits for a pass. After that, what is known is shown.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -161,7 +164,8 @@ pub struct Monitor {
     begun: AtomicU64,
     done: watch::Sender<u64>,
     /// Somebody was refused a place.
-    shortage: Mutex<Option<Need>>,
+    shortage: Mutex<Option<(Need, u64)>>,
+    refused: Notify,
 }
 
 impl Monitor {
@@ -179,12 +183,12 @@ impl Monitor {
     }
 
     /// Somebody was refused for this; what nobody uses is stopped, so that the next try may succeed.
-    pub(crate) fn make_room(&self, need: Need) {
-        *self.shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some(need);
-        self.wanted.notify_one();
+    pub(crate) fn make_room(&self, need: Need, let_in: u64) {
+        *self.shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some((need, let_in));
+        self.refused.notify_one();
     }
 
-    fn take_shortage(&self) -> Option<Need> {
+    fn take_shortage(&self) -> Option<(Need, u64)> {
         self.shortage.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -217,16 +221,26 @@ impl Watcher {
     /// Passes without end.
     pub(crate) async fn run(mut self) {
         let mut due = Instant::now() + self.core.config().metrics.interval;
+        let mut rested = Instant::now();
         loop {
             let core = Arc::clone(&self.core);
+            let looked = async {
+                sleep_until(rested).await;
+                core.monitor.wanted.notified().await;
+            };
             let regular = crate::select::select! {
                 () = sleep_until(due) => true,
-                () = core.monitor.wanted.notified() => false,
+                // Who makes room is chosen by what is known.
+                () = core.monitor.refused.notified() => {
+                    if let Some((need, let_in)) = core.monitor.take_shortage() {
+                        relief::slots(&core, &need, let_in).await;
+                    }
+                    continue;
+                }
+                () = looked => false,
             };
-            if let Some(need) = core.monitor.take_shortage() {
-                relief::slots(&core, &need).await;
-            }
             self.pass(regular).await;
+            rested = Instant::now() + LOOK_PAUSE;
             if regular {
                 due = Instant::now() + self.core.config().metrics.interval;
             }
@@ -235,6 +249,7 @@ impl Watcher {
 
     async fn pass(&mut self, regular: bool) {
         let begun = self.core.monitor.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let let_in = trees::let_in(&self.core);
         let subjects = trees::subjects(&self.core);
         let spaces = regular && self.passes.is_multiple_of(SPACE_EVERY);
         if !subjects.is_empty() || spaces || self.pressure.is_pressed() {
@@ -248,8 +263,9 @@ impl Watcher {
                             self.trees.judge(&self.core, &subjects, rungs).await;
                         }
                         self.trees.forget_others(&subjects);
-                        let waiting = self.trees.on_their_way_out(&subjects);
-                        self.pressure.judge(&self.core, &self.sessions, &total, &look, waiting).await;
+                        let free_soon = trees::on_their_way_out(&self.core, &subjects);
+                        let coming = Coming { free_soon, seen: trees::seen(&let_in) };
+                        self.pressure.judge(&self.core, &self.sessions, &total, &look, &coming).await;
                     }
                     self.show(&total, &look);
                 }
@@ -259,7 +275,8 @@ impl Watcher {
             let (nothing, look) = (trees::Total::default(), machine::Look::default());
             if regular {
                 self.trees.forget_others(&[]);
-                self.pressure.judge(&self.core, &self.sessions, &nothing, &look, 0).await;
+                let coming = Coming { free_soon: 0, seen: trees::seen(&let_in) };
+                self.pressure.judge(&self.core, &self.sessions, &nothing, &look, &coming).await;
             }
             self.show(&nothing, &look);
         }

@@ -71,6 +71,7 @@ async fn wait_for_dependencies(
     owners: &Owners<'_>,
     budget: Option<Instant>,
 ) {
+    let _awaiting = server.await_dependencies();
     let mut renewals = core.registry.renewals();
     loop {
         renewals.borrow_and_update();
@@ -106,6 +107,14 @@ async fn wait_for_these(
     while trouble(&needed).is_some() {
         join_all(needed.iter().map(|dependency| dependency.until(|standing| standing.serves()))).await;
     }
+}
+
+/// Starts the servers of these names for one that is up already and needs them now. What they need themselves is waited for
+/// until `budget` at the latest where it is only wanted.
+pub(crate) async fn demand_all(core: &Arc<Core>, names: &[ServerName], owners: &Owners<'_>, budget: Instant) {
+    let servers: Vec<Arc<Server>> =
+        names.iter().filter_map(|name| core.registry.server(name.as_str())).collect();
+    join_all(servers.iter().map(|server| demand(core, server, owners, Some(budget)))).await;
 }
 
 /// Starts a dependency, unless a person stopped it, after what it depends on itself. One that is there for its own
@@ -214,18 +223,20 @@ async fn tell_trouble(server: &Server, dependencies: &[Arc<Server>]) {
 
 /// Stops every server, each as soon as nothing that depends on it runs; returns when none runs.
 pub(crate) async fn stop_all(servers: &[Arc<Server>], reason: &str) {
-    in_reverse(servers, |server| async move { server.remove_all(reason).await }).await;
+    in_reverse(servers, servers, |server| async move { server.remove_all(reason).await }).await;
 }
 
-/// Does something with each of these servers as soon as it is done with those that depend on it.
+/// Does something with each of these servers as soon as it is done with those that depend on it, by any of the names
+/// that they have among those `named`.
 pub(crate) async fn in_reverse<F: Future<Output = ()>>(
     servers: &[Arc<Server>],
+    named: &[Arc<Server>],
     act: impl Fn(Arc<Server>) -> F,
 ) {
     let (done, _) = watch::channel(vec![false; servers.len()]);
     let depends = |dependant: &Server, on: &Server| {
         // Those that a reload took out depended on each other; what came in their places may do so the other way round.
-        dependant.has_left() == on.has_left() && names(servers, on).any(|name| needs(dependant, name))
+        dependant.has_left() == on.has_left() && names(named, on).any(|name| needs(dependant, name))
     };
     let acts = servers.iter().enumerate().map(|(index, server)| {
         let dependants: Vec<usize> =
@@ -266,13 +277,13 @@ mod tests {
     }
 
     fn server(name: &str, needs: &[&str]) -> Arc<Server> {
-        Server::new(spec(name, needs), Traits::default())
+        Server::new(spec(name, needs), Traits::default(), Arc::default())
     }
 
     /// In which order they have their turn; it has an end at once.
-    async fn order(servers: &[Arc<Server>]) -> Vec<String> {
+    async fn order(servers: &[Arc<Server>], named: &[Arc<Server>]) -> Vec<String> {
         let order = Mutex::new(Vec::new());
-        let turns = in_reverse(servers, |server| {
+        let turns = in_reverse(servers, named, |server| {
             let order = &order;
             async move { order.lock().expect("nobody panics").push(server.spec.name.to_string()) }
         });
@@ -285,9 +296,13 @@ mod tests {
     async fn what_depends_on_a_server_by_any_of_its_names_goes_first() {
         let one = server("one", &[]);
         let two = Server::alias(&one, spec("two", &[]));
-        let order = order(&[Arc::clone(&one), two, server("user", &["two"])]).await;
-        let at = |name: &str| order.iter().position(|known| known == name);
-        assert!(at("user") < at("one"), "{order:?}");
+        let all = [Arc::clone(&one), two, server("user", &["two"])];
+        // The other name may be one that nothing is done with.
+        for servers in [&all[..], &[Arc::clone(&all[0]), Arc::clone(&all[2])]] {
+            let order = order(servers, &all).await;
+            let at = |name: &str| order.iter().position(|known| known == name);
+            assert!(at("user") < at("one"), "{order:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,6 +310,6 @@ mod tests {
         let before = [server("a", &["b"]), server("b", &[])];
         before.iter().for_each(|server| server.leave());
         let all = [&before[..], &[server("a", &[]), server("b", &["a"])]].concat();
-        assert_eq!(order(&all).await.len(), 4);
+        assert_eq!(order(&all, &all).await.len(), 4);
     }
 }

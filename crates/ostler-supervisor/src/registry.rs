@@ -2,17 +2,55 @@
 //!
 //! Readers take the table as it is at that moment and wait for nobody; it is replaced, never changed in place.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::instance::InstanceHandle;
 use crate::server::Server;
 use crate::watch;
 use arc_swap::ArcSwap;
+use ostler_domain::ServerName;
 
 /// How far up a process's guard is looked for.
 const MAX_ANCESTORS: usize = 10_000;
+
+/// Names whose numbers are remembered. Beyond that one that no server has is forgotten, and what is new is numbered on
+/// from its number.
+const MAX_NAMES: usize = 4096;
+
+/// The number of the latest instance by each name, so that no id is used twice, also not by a server that was removed and
+/// comes back.
+#[derive(Debug, Default)]
+struct Numbers {
+    latest: BTreeMap<ServerName, Arc<AtomicU32>>,
+    /// The highest of those forgotten.
+    floor: u32,
+}
+
+impl Numbers {
+    fn of(&mut self, name: &ServerName) -> Arc<AtomicU32> {
+        if let Some(number) = self.latest.get(name) {
+            return Arc::clone(number);
+        }
+        if self.latest.len() >= MAX_NAMES {
+            self.forget_one();
+        }
+        let number = Arc::new(AtomicU32::new(self.floor));
+        self.latest.insert(name.clone(), Arc::clone(&number));
+        number
+    }
+
+    /// Forgets the lowest that no server uses. Those in use are as many as the configuration has servers.
+    fn forget_one(&mut self) {
+        let unused = self.latest.iter().filter(|(_, number)| Arc::strong_count(number) == 1);
+        let unused = unused.map(|(name, number)| (number.load(Ordering::Relaxed), name.clone()));
+        if let Some((number, name)) = unused.min() {
+            self.latest.remove(&name);
+            self.floor = self.floor.max(number);
+        }
+    }
+}
 
 /// The servers at one moment.
 #[derive(Debug, Default)]
@@ -50,6 +88,7 @@ pub struct Registry {
     closed: AtomicBool,
     /// Counts the reloads that put other servers into the table.
     renewals: watch::Sender<u64>,
+    numbers: Mutex<Numbers>,
 }
 
 impl Registry {
@@ -82,6 +121,12 @@ impl Registry {
     /// The server that is in force under the name of this one: itself, where there is none.
     pub(crate) fn in_place_of(&self, server: &Arc<Server>) -> Arc<Server> {
         self.server(server.spec.name.as_str()).unwrap_or_else(|| Arc::clone(server))
+    }
+
+    /// The number of the latest instance of a configured server of this name, to be counted on by the next.
+    pub(crate) fn numbers(&self, name: &ServerName) -> Arc<AtomicU32> {
+        // Whole at every step.
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner).of(name)
     }
 
     /// Tells of each reload that put other servers into the table, after it did.
@@ -133,5 +178,27 @@ impl Registry {
         let result = change(&mut servers);
         self.table.store(Arc::new(Table::of(servers)));
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_is_used_twice_by_one_name_however_many_names_there_were() {
+        let registry = Registry::default();
+        let name = |name: &str| -> ServerName { name.parse().expect("a name") };
+        let used = |of: &str, by: u32| registry.numbers(&name(of)).fetch_add(by, Ordering::Relaxed);
+        assert_eq!(used("tool", 3), 0);
+        assert_eq!(used("tool", 0), 3, "it was gone in between");
+        let kept = registry.numbers(&name("kept"));
+        for number in 0..=MAX_NAMES {
+            used(&format!("n{number}"), 3);
+        }
+        assert!(used("tool", 0) >= 3, "it may be forgotten, and is then above what it was");
+        kept.store(7, Ordering::Relaxed);
+        assert_eq!(used("kept", 0), 7, "what is in use is not forgotten");
+        assert_eq!(registry.numbers.lock().expect("nobody panics").latest.len(), MAX_NAMES);
     }
 }

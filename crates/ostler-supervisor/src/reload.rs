@@ -10,15 +10,18 @@
 //!
 //! A server that differs in nothing its processes depend on goes on under the new definition; any other that differs is
 //! replaced by another [`Server`] of that name, which lets its clients wait until nothing runs of the old one. What is
-//! to leave stays in the table until it is gone, so that nothing that runs is ever without a place there.
+//! to leave stays in the table until it is gone, so that nothing that runs is ever without a place there. What survives
+//! its killing (the kernel holds it) is not waited for without end: its parting goes on by itself, beside later reloads.
 
 mod plan;
 mod reloader;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::{join, join_all, select_all};
 use ostler_config::{Apply, Config, KeyChange, ServerChange};
 use ostler_domain::event::Happening;
 use ostler_domain::{Scope, ServerName};
@@ -30,13 +33,13 @@ use crate::instance::{InstanceHandle, Owner};
 use crate::order;
 use crate::server::Server;
 use crate::session::Session;
-use crate::supervisor::{Caller, Supervisor, begin};
+use crate::supervisor::{Caller, Supervisor, begin, shared_owner};
 pub(crate) use plan::servers;
 use plan::{Estranged, Plan};
 pub use reloader::{ReloadFailed, Reloader, Source};
 
 /// What a reload did, or would do.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Report {
     /// Nothing was done: this is what would be.
     pub dry_run: bool,
@@ -44,6 +47,9 @@ pub struct Report {
     pub daemon: Vec<KeyChange>,
     /// Each server: those of the new configuration in its order, then those that are gone.
     pub servers: Vec<ServerReport>,
+    /// Servers that were removed or replaced and of which something still runs, though their time to end is over. They
+    /// go on ending, and what is to come in their places starts after that.
+    pub ending: Vec<ServerName>,
 }
 
 /// What a reload does to one server.
@@ -128,6 +134,10 @@ impl fmt::Display for Report {
                 write!(f, "; {how}: {}", keys.join(", "))?;
             }
         }
+        if !self.ending.is_empty() {
+            let names: Vec<&str> = self.ending.iter().map(ServerName::as_str).collect();
+            write!(f, "; still ending: {}", names.join(", "))?;
+        }
         Ok(())
     }
 }
@@ -147,8 +157,8 @@ pub enum ReloadRefused {
 
 impl Supervisor {
     /// Takes in another configuration; with `dry_run` only says what that would do. One at a time: another one waits
-    /// for this one's end. Returns when everything that has to go is gone; what is new is on its way up then, on
-    /// behalf of `caller` where nobody has asked for it.
+    /// for this one's end. Returns when everything that has to go is gone, or has taken longer than it may
+    /// ([`Report::ending`]); what is new is on its way up then, on behalf of `caller` where nobody has asked for it.
     ///
     /// # Errors
     /// [`ReloadRefused`]; nothing was changed then.
@@ -166,15 +176,15 @@ impl Supervisor {
     }
 
     async fn reload_whole(
-        &self,
+        self: &Arc<Self>,
         config: Config,
         dry_run: bool,
         caller: &Caller,
     ) -> Result<Report, ReloadRefused> {
         let _turn = self.reloading.lock().await;
         let core = &self.core;
-        let plan = Plan::make(core, config).await?;
-        let report = Report { dry_run, ..plan.report.clone() };
+        let plan = Arc::new(Plan::make(core, config).await?);
+        let mut report = Report { dry_run, ..plan.report.clone() };
         if dry_run || report.is_empty() {
             return if core.registry.is_closed() { Err(ReloadRefused::Stopping) } else { Ok(report) };
         }
@@ -191,8 +201,8 @@ impl Supervisor {
             }
         }
         plan.table.iter().for_each(|server| order::follow_dependencies(core, server));
-        let kept: Vec<bool> = plan.successors.iter().map(|(old, _)| is_kept(old)).collect();
-        self.part(&plan).await;
+        let kept: Vec<bool> = plan.successors.iter().map(|(old, _)| old.has_left() && is_kept(old)).collect();
+        report.ending = self.part(&plan).await;
         for ((_, new), kept) in plan.successors.iter().zip(kept) {
             if (kept || new.spec.is_eager()) && !new.stopped() {
                 begin(core, new, caller);
@@ -201,14 +211,16 @@ impl Supervisor {
         let eager = plan.fresh.iter().chain(&plan.roused);
         let wanted = eager.filter(|server| server.spec.is_eager() && !server.stopped());
         wanted.for_each(|server| begin(core, server, caller));
+        plan.needier.iter().for_each(|(server, names)| demand(core, server, names, caller));
         core.events.record("daemon", Happening::Reloaded { what: report.to_string() });
         Ok(report)
     }
 
-    /// Puts the new table and the new limits in force, at one stroke.
+    /// Puts the new table and the new limits in force, at one stroke. What begins waits from then on for all that has to
+    /// be gone before, be it from this reload or an earlier one.
     fn switch(&self, plan: &Plan) -> Result<(), ReloadRefused> {
         let core = &self.core;
-        core.registry.change(|table| {
+        let waits = core.registry.change(|table| {
             if core.registry.is_closed() {
                 return Err(ReloadRefused::Stopping);
             }
@@ -218,38 +230,75 @@ impl Supervisor {
             if let Some(taken) = by_hand.iter().find(|server| plan.adds(&server.spec.name)) {
                 return Err(ReloadRefused::Taken(taken.spec.name.clone()));
             }
+            let earlier = table.iter().filter(|server| server.has_left()).cloned();
+            let left: Vec<Arc<Server>> =
+                plan.leaving.iter().map(|(server, _)| Arc::clone(server)).chain(earlier).collect();
             plan.leaving.iter().for_each(|(server, _)| server.leave());
             plan.successors.iter().for_each(|(old, new)| old.succeeded_by(new));
+            let waits: Vec<Wait> = plan.beginning().map(|new| Wait::of(plan, new, &left)).collect();
             core.configure(Arc::new(plan.config.clone()));
-            let leaving = plan.leaving.iter().map(|(server, _)| Arc::clone(server));
-            *table = plan.table.iter().cloned().chain(by_hand).chain(leaving).collect();
-            Ok(())
+            *table = plan.table.iter().cloned().chain(by_hand).chain(left).collect();
+            Ok(waits)
         })?;
+        waits.into_iter().for_each(Wait::follow);
         core.registry.renewed();
         Ok(())
     }
 
-    /// Ends what has left, each as soon as nothing that depends on it runs, and takes it off the table.
-    async fn part(&self, plan: &Plan) {
-        let estranged = plan.estranged.iter().map(|estranged| self.end_estranged(estranged));
-        let leaving: Vec<Arc<Server>> = plan.leaving.iter().map(|(server, _)| Arc::clone(server)).collect();
-        let ends = order::in_reverse(&leaving, |server| self.end(plan, server));
-        join(ends, join_all(estranged)).await;
-        self.core.registry.change(|table| {
-            table.retain(|known| !leaving.iter().any(|left| Arc::ptr_eq(left, known)));
+    /// Ends what has left, in a task of its own, and waits for that as long as one after the other comes to its end in
+    /// time. Those that did not.
+    async fn part(self: &Arc<Self>, plan: &Arc<Plan>) -> Vec<ServerName> {
+        let mut parting = tokio::spawn({
+            let (supervisor, plan) = (Arc::clone(self), Arc::clone(plan));
+            async move { supervisor.end_leaving(&plan).await }
         });
+        let patience = plan.patience();
+        loop {
+            let leaving = plan.leaving.iter().map(|(server, _)| server);
+            let ending: Vec<&Arc<Server>> = leaving.filter(|server| !server.is_gone()).collect();
+            let next = ending.iter().map(|server| Box::pin(server.until_gone()));
+            let next = async {
+                match ending.is_empty() {
+                    true => std::future::pending().await,
+                    false => drop(select_all(next).await),
+                }
+            };
+            crate::select::select! {
+                // It fails only when the runtime is going.
+                _ = &mut parting => return Vec::new(),
+                () = next => {}
+                () = tokio::time::sleep(patience) => {
+                    return ending.iter().map(|server| server.spec.name.clone()).collect();
+                }
+            }
+        }
     }
 
-    /// Ends a server that has left, and lets its successor begin.
+    /// Ends what has left, each as soon as nothing that depends on it runs.
+    async fn end_leaving(self: &Arc<Self>, plan: &Plan) {
+        let estranged = plan.estranged.iter().map(|estranged| self.end_estranged(estranged));
+        let leaving: Vec<Arc<Server>> = plan.leaving.iter().map(|(server, _)| Arc::clone(server)).collect();
+        let ends = order::in_reverse(&leaving, plan.before.all(), |server| self.end(plan, server));
+        join(ends, join_all(estranged)).await;
+        join_all(leaving.iter().map(|server| server.until_gone())).await;
+    }
+
+    /// Ends a server that has left, and takes it off the table.
     async fn end(&self, plan: &Plan, server: Arc<Server>) {
         let reason = plan.reason(&server);
         let handles = server.all_instances();
         let retired = handles.iter().map(|handle| self.retire(&server, handle, &reason));
         join_all(retired).await;
         server.remove_all(&reason).await;
-        if let Some((_, successor)) = plan.successors.iter().find(|(old, _)| old.is_same(&server)) {
-            successor.vacate();
-        }
+        let registry = Arc::clone(&self.core.registry);
+        let gone = async move {
+            // One that had no turn yet hands its place on when it is free.
+            server.until_vacant().await;
+            registry.change(|table| table.retain(|known| !Arc::ptr_eq(known, &server)));
+            server.set_gone();
+        };
+        // Not waited for by what it depends on: nothing of it runs.
+        tokio::spawn(gone);
     }
 
     async fn retire(&self, server: &Server, handle: &Arc<InstanceHandle>, reason: &Arc<str>) {
@@ -279,6 +328,53 @@ impl Supervisor {
     async fn dismiss(&self, session: &Session, reason: &Arc<str>) {
         self.sessions().bid_farewell(&session.id, reason);
         self.end_session(session, reason).await;
+    }
+}
+
+/// Starts what a server that is up needs from now on, as for one that is started; in a task of its own.
+fn demand(core: &Arc<Core>, server: &Arc<Server>, names: &[ServerName], caller: &Caller) {
+    if server.stopped() || server.all_instances().is_empty() {
+        // It is, when it starts.
+        return;
+    }
+    let budget = Instant::now() + core.config().limits.startup;
+    let (core, server, names, caller) =
+        (Arc::clone(core), Arc::clone(server), names.to_vec(), caller.clone());
+    tokio::spawn(async move {
+        let owners = |server: &Server| shared_owner(server, &caller);
+        crate::select::select! {
+            () = server.until_ending() => {}
+            () = order::demand_all(&core, &names, &owners, budget) => {}
+        }
+    });
+}
+
+/// A server that is to begin, and those that have to be gone before.
+struct Wait {
+    new: Arc<Server>,
+    before: Vec<Arc<Server>>,
+}
+
+impl Wait {
+    /// What `new` has to wait for, of those that have `left`. It starts nothing from now on.
+    fn of(plan: &Plan, new: &Arc<Server>, left: &[Arc<Server>]) -> Self {
+        let before: Vec<Arc<Server>> =
+            left.iter().filter(|left| plan.precedes(left, new)).map(Arc::clone).collect();
+        if !before.is_empty() {
+            new.occupy();
+        }
+        Self { new: Arc::clone(new), before }
+    }
+
+    /// Lets it begin when they are gone.
+    fn follow(self) {
+        if self.before.is_empty() {
+            return;
+        }
+        tokio::spawn(async move {
+            join_all(self.before.iter().map(|before| before.until_gone())).await;
+            self.new.vacate();
+        });
     }
 }
 

@@ -6,7 +6,7 @@
 //! (see [`crate::reload`]).
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,14 +42,17 @@ struct Common {
     identity: String,
     traits: Mutex<Traits>,
     instances: Mutex<Vec<Arc<InstanceHandle>>>,
-    next_number: AtomicU32,
+    /// The number of the latest instance by its name, also of servers before it: ids are never used twice.
+    latest_number: Arc<AtomicU32>,
     /// A person stopped it: clients do not start it again.
     stopped: AtomicBool,
     /// It is going for good: nobody starts it again.
     ending: watch::Sender<bool>,
     /// A reload took it out of the configuration, or put another in its place.
     left: AtomicBool,
-    /// Nothing runs any more of the one whose place it took.
+    /// It left, and nothing runs any more, neither of it nor of those before it.
+    gone: watch::Sender<bool>,
+    /// All that has to be gone before anything of it may run is.
     vacant: watch::Sender<bool>,
     by_hand: bool,
     pool: Option<Arc<Pool>>,
@@ -58,6 +61,18 @@ struct Common {
     trouble: watch::Sender<Option<String>>,
     /// Whether a task follows those.
     followed: AtomicBool,
+    /// Starts of it that wait for its dependencies.
+    awaiting: AtomicUsize,
+}
+
+/// A start that waits for dependencies, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Awaiting(Arc<Common>);
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        self.0.awaiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How a server stands, all its instances taken together.
@@ -150,31 +165,34 @@ struct Wanted<'a> {
 }
 
 impl Server {
-    pub(crate) fn new(spec: ServerSpec, traits: Traits) -> Arc<Self> {
-        Self::make(spec, traits, false)
+    /// Its instances are numbered on from `numbers` ([`crate::registry::Registry::numbers`]).
+    pub(crate) fn new(spec: ServerSpec, traits: Traits, numbers: Arc<AtomicU32>) -> Arc<Self> {
+        Self::make(spec, traits, numbers, false)
     }
 
     /// One that no configuration names: a person started it.
     pub(crate) fn by_hand(spec: ServerSpec) -> Arc<Self> {
-        Self::make(spec, Traits::default(), true)
+        Self::make(spec, Traits::default(), Arc::default(), true)
     }
 
-    fn make(spec: ServerSpec, traits: Traits, by_hand: bool) -> Arc<Self> {
+    fn make(spec: ServerSpec, traits: Traits, latest_number: Arc<AtomicU32>, by_hand: bool) -> Arc<Self> {
         let common = Common {
             name: spec.name.clone(),
             identity: identity(&spec),
             traits: Mutex::new(traits),
             instances: Mutex::default(),
-            next_number: AtomicU32::new(0),
+            latest_number,
             stopped: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             left: AtomicBool::new(false),
+            gone: watch::Sender::new(false),
             vacant: watch::Sender::new(true),
             by_hand,
             pool: spec.pool.clone().map(|pool| Pool::new(spec.name.clone(), pool)),
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
             followed: AtomicBool::new(false),
+            awaiting: AtomicUsize::new(0),
         };
         Arc::new(Self { spec, common: Arc::new(common) })
     }
@@ -223,23 +241,41 @@ impl Server {
         leader.renewed(spec)
     }
 
-    /// Another server in the place of this one, which is to end: it starts nothing before [`Self::vacate`]. Where a
-    /// person stopped this one, it is stopped too.
+    /// Another server in the place of this one. Where a person stopped this one, it is stopped too.
     pub(crate) fn succeeded_by(&self, successor: &Self) {
         let (old, new) = (&self.common, &successor.common);
-        // Ids are never used twice, also not by an instance that is still ending.
-        new.next_number.store(old.next_number.load(Ordering::Relaxed), Ordering::Relaxed);
         new.stopped.store(old.stopped.load(Ordering::Relaxed), Ordering::Relaxed);
-        new.vacant.send_replace(false);
         successor.note();
     }
 
-    /// Nothing runs any more of the one whose place it took.
+    /// It starts nothing before [`Self::vacate`].
+    pub(crate) fn occupy(&self) {
+        self.common.vacant.send_replace(false);
+    }
+
+    /// All that had to be gone before anything of it may run is.
     pub(crate) fn vacate(&self) {
         self.common.vacant.send_replace(true);
     }
 
-    /// Resolves when nothing runs any more of the one whose place it took.
+    /// It left, and nothing runs any more, neither of it nor of those before it.
+    pub(crate) fn set_gone(&self) {
+        self.common.gone.send_replace(true);
+    }
+
+    /// Whether [`Self::set_gone`] was called.
+    pub(crate) fn is_gone(&self) -> bool {
+        *self.common.gone.borrow()
+    }
+
+    /// Resolves after [`Self::set_gone`].
+    pub(crate) async fn until_gone(&self) {
+        let mut gone = self.common.gone.subscribe();
+        // The sender lives as long as `self`.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Resolves when all that has to be gone before anything of it may run is.
     pub(crate) async fn until_vacant(&self) {
         let mut vacant = self.common.vacant.subscribe();
         // The sender lives as long as `self`.
@@ -290,6 +326,17 @@ impl Server {
         !self.common.followed.swap(true, Ordering::Relaxed)
     }
 
+    /// It is to be started when its dependencies serve; until then none of them is stopped for others.
+    pub(crate) fn await_dependencies(&self) -> Awaiting {
+        self.common.awaiting.fetch_add(1, Ordering::Relaxed);
+        Awaiting(Arc::clone(&self.common))
+    }
+
+    /// Whether a start of it waits for its dependencies.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.common.awaiting.load(Ordering::Relaxed) > 0
+    }
+
     /// Resolves when it is going for good.
     pub(crate) async fn until_ending(&self) {
         let mut ending = self.common.ending.subscribe();
@@ -300,7 +347,8 @@ impl Server {
     /// The same, with what earlier daemons learnt about it.
     pub(crate) async fn remembered(core: &Arc<Core>, spec: ServerSpec) -> Result<Arc<Self>, LedgerError> {
         let traits = core.ledger.traits(identity(&spec)).await?.unwrap_or_default();
-        Ok(Self::new(spec, traits))
+        let numbers = core.registry.numbers(&spec.name);
+        Ok(Self::new(spec, traits, numbers))
     }
 
     /// How it stands now.
@@ -586,14 +634,14 @@ impl Server {
         let latest = core.registry.latest(self);
         let counted = match wanted.owner {
             _ if self.common.by_hand => Counted::AdHoc,
-            Owner::Session(_) | Owner::Spare => Counted::Session,
+            Owner::Session(_) | Owner::Spare => Counted::Session(&latest.spec.type_name),
             Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&latest.spec.type_name),
         };
         let place = core.admission.admit(counted).map_err(|refusal| {
             core.events.count(refusal.limit);
             // For those who come back: what starts by itself does not.
             if let Some(need) = refusal.need.filter(|_| wanted.on_demand) {
-                core.monitor.make_room(need);
+                core.monitor.make_room(need, refusal.let_in);
             }
             Unavailable::Limit(refusal.why)
         })?;
@@ -643,7 +691,7 @@ impl Server {
             // A modern client of a server nobody has met: it may turn out to be legacy, and then serves those.
             (Some(Era::Modern) | None, _) => (Need::Either(params), None),
         };
-        let number = self.common.next_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.common.latest_number.fetch_add(1, Ordering::Relaxed) + 1;
         let creation = Creation {
             id: InstanceId { server: self.common.name.clone(), number },
             owner: owner.clone(),

@@ -427,14 +427,23 @@ impl Supervisor {
     }
 }
 
-/// Starts a server that does not wait for a client, on behalf of `caller`, as soon as what it depends on serves.
+/// Starts a server that does not wait for a client, on behalf of `caller`, as soon as nothing runs any more of what it
+/// took the place of, and what it depends on serves.
 pub(crate) fn begin(core: &Arc<Core>, server: &Arc<Server>, caller: &Caller) {
     if server.same_as().is_some() {
         return;
     }
-    let budget = Instant::now() + core.config().limits.startup;
     let (core, server, caller) = (Arc::clone(core), Arc::clone(server), caller.clone());
     tokio::spawn(async move {
+        crate::select::select! {
+            () = server.until_ending() => return,
+            () = server.until_vacant() => {}
+        }
+        if server.stopped() {
+            // By a person, while it had to wait.
+            return;
+        }
+        let budget = Instant::now() + core.config().limits.startup;
         let owners = |server: &Server| shared_owner(server, &caller);
         order::start(&core, &server, &owners, budget).await;
     });

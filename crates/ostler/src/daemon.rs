@@ -45,13 +45,14 @@ enum UpError {
 /// Runs the daemon until it is told to stop.
 pub(crate) fn up(global: &Global, args: &UpArgs) -> Exit {
     let Some(files) = sources(&args.files) else { return Exit::Usage };
+    let stamps = watch::Stamps::of(&files);
     let Some(config) = load(&files) else { return Exit::Usage };
     start_logging();
     ostler_os::own::give_back_large_memory();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(global, args, files, config)),
+        Ok(runtime) => runtime.block_on(run(global, args, (files, stamps), config)),
         Err(error) => {
             complain(&format!("error: cannot start the runtime: {error}\n"));
             return Exit::Failed;
@@ -78,7 +79,12 @@ fn start_logging() {
 }
 
 /// True when everything was stopped.
-async fn run(global: &Global, args: &UpArgs, files: Vec<PathBuf>, config: Config) -> Result<bool, UpError> {
+async fn run(
+    global: &Global,
+    args: &UpArgs,
+    (files, stamps): (Vec<PathBuf>, watch::Stamps),
+    config: Config,
+) -> Result<bool, UpError> {
     let runtime_dir = RuntimeDir::resolve(global.runtime_dir.as_deref())?;
     let state_dir = StateDir::resolve()?;
     runtime_dir.ensure()?;
@@ -104,7 +110,8 @@ async fn run(global: &Global, args: &UpArgs, files: Vec<PathBuf>, config: Config
         move || read(&files)
     });
     let reloader = Reloader::new(Arc::clone(&supervisor), local_caller(), source);
-    let following = tokio::spawn(watch::follow(files, Arc::clone(&supervisor), Arc::clone(&reloader)));
+    let following =
+        tokio::spawn(watch::follow(files, stamps, Arc::clone(&supervisor), Arc::clone(&reloader)));
     let gateway = Gateway::new(Arc::clone(&supervisor), reloader, local_caller(), base.clone());
     let (close, closing) = channel(false);
     tokio::spawn(serve::tcp(Arc::clone(&gateway), tcp, closing.clone()));

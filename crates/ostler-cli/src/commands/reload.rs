@@ -48,6 +48,9 @@ fn text(view: &ReloadView) -> String {
         let keys = if keys.is_empty() { String::new() } else { format!(": {}", keys.join(", ")) };
         let _ = writeln!(text, "server {}: {what}{keys}", server.name);
     }
+    for name in &view.ending {
+        let _ = writeln!(text, "server {name}: still ending; what comes in its place starts after that");
+    }
     let servers = if unchanged == 1 { "server" } else { "servers" };
     let dry = if view.dry_run { " (nothing was done)" } else { "" };
     let _ = writeln!(text, "{unchanged} {servers} unchanged{dry}");
@@ -93,6 +96,7 @@ mod tests {
                 server("soft", "changed", vec![idle()]),
                 server("goes", "removed", vec![]),
             ],
+            ending: vec!["goes".to_owned()],
         };
         insta::assert_snapshot!(text(&view));
     }

@@ -107,6 +107,24 @@ fn a_moment_of_trouble_is_over_when_it_does_not_come_again() {
 }
 
 #[test]
+fn trouble_that_is_there_at_each_look_stays_however_seldom_one_looks() {
+    let mut alerts = Alerts::new(secs(1));
+    alerts.set_looks(secs(5));
+    let mut told = Vec::new();
+    for now in 0..30 {
+        if now % 5 == 0 {
+            told.extend(alerts.raise(AlertKind::ResourceViolation, "hog.1", Severity::Warning, "x", at(now)));
+        }
+        told.extend(alerts.tick(at(now)));
+    }
+    let (first, later) = told.split_first().expect("it is told");
+    assert_eq!(first.stage, Stage::Raised);
+    assert!(later.iter().all(|told| told.stage == Stage::Repeated), "{later:?}");
+    assert_eq!(stages(&alerts.tick(at(34))), [Stage::Repeated]);
+    assert_eq!(stages(&alerts.tick(at(35))), [Stage::Resolved], "10 s after the last");
+}
+
+#[test]
 fn what_happens_to_an_instance_raises_and_resolves() {
     use ostler_domain::instance::StopStep;
     let killed = |kills| Happening::StopStep { step: StopStep::Kill, kills, reason: "x".into() };

@@ -215,6 +215,14 @@ async fn begun(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Fail
     one_server(gateway, server).await
 }
 
+/// The same for an instance.
+async fn begun_instance(gateway: &Gateway, handle: &InstanceHandle) -> Result<Response, Failure> {
+    let ended = handle.until(|snapshot| snapshot.state.as_str() != ENDING);
+    // One that the kernel holds is shown as it is.
+    let _ = tokio::time::timeout(ENDING_PATIENCE, ended).await;
+    one_instance(gateway, &handle.id.to_string()).await
+}
+
 async fn stop_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
     let server = find_server(&gateway, &name)?;
     gateway.supervisor.stop_server(&server).await;
@@ -229,7 +237,7 @@ async fn restart_server(State(gateway): App, Path(name): Path<String>) -> Result
     }
     let restarts = handles.iter().map(|handle| gateway.supervisor.restart_instance(handle));
     futures_util::future::join_all(restarts).await;
-    one_server(&gateway, &server).await
+    begun(&gateway, &server).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -259,8 +267,9 @@ async fn instance(State(gateway): App, Path(id): Path<String>) -> Result<Respons
 }
 
 async fn start_instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
-    gateway.supervisor.start_instance(&*find_instance(&gateway, &id)?).await;
-    one_instance(&gateway, &id).await
+    let handle = find_instance(&gateway, &id)?;
+    gateway.supervisor.start_instance(&handle).await;
+    begun_instance(&gateway, &handle).await
 }
 
 async fn stop_instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
@@ -269,8 +278,9 @@ async fn stop_instance(State(gateway): App, Path(id): Path<String>) -> Result<Re
 }
 
 async fn restart_instance(State(gateway): App, Path(id): Path<String>) -> Result<Response, Failure> {
-    gateway.supervisor.restart_instance(&*find_instance(&gateway, &id)?).await;
-    one_instance(&gateway, &id).await
+    let handle = find_instance(&gateway, &id)?;
+    gateway.supervisor.restart_instance(&handle).await;
+    begun_instance(&gateway, &handle).await
 }
 
 #[derive(Debug, Deserialize)]

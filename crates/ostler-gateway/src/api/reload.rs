@@ -42,6 +42,7 @@ fn view(report: &Report) -> ReloadView {
         dry_run: report.dry_run,
         daemon: report.daemon.iter().map(key).collect(),
         servers: report.servers.iter().map(server).collect(),
+        ending: report.ending.iter().map(ToString::to_string).collect(),
     }
 }
 

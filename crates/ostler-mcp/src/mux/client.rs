@@ -30,6 +30,10 @@ impl<S> Mux<S> {
     /// A session leaves: its calls are cancelled, what the process asked of it is refused.
     pub fn detach(&mut self, session: SessionKey, now_ms: u64, out: &mut Vec<Out<S>>) {
         let Some(Session { open, .. }) = self.sessions.remove(&session) else { return };
+        if let Some((_, before_ms)) = self.left.replace((session, now_ms)).filter(|(who, _)| *who != session)
+        {
+            self.left_before_ms = Some(before_ms);
+        }
         let reason = "the session ended";
         let (mine, others): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|w| w.request.session == Some(session));
@@ -252,7 +256,7 @@ impl<S> Mux<S> {
     /// A request of the process did not reach its session, or will not be answered by it.
     pub fn undeliverable(&mut self, id: ReverseId, reason: &str, out: &mut Vec<Out<S>>) {
         if let Some(reverse) = self.reverse.remove(&id) {
-            out.push(Out::Write(rpc::error(Some(&reverse.server_id), rpc::METHOD_NOT_FOUND, reason)));
+            out.push(Out::Reply(rpc::error(Some(&reverse.server_id), rpc::METHOD_NOT_FOUND, reason)));
         }
     }
 

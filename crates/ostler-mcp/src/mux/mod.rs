@@ -161,6 +161,9 @@ pub struct Answer {
 pub enum Out<S> {
     /// Write this to the process.
     Write(Message),
+    /// Write this to the process: an answer to a request of its own that no client gave. It decides how many there are
+    /// of these, so they are to be bounded where it does not read them.
+    Reply(Message),
     /// The call is over: give its answer to its sink.
     Finish(S, Answer),
     /// Give this to the running call's sink, ahead of its answer. With `reverse`, it is a request of the
@@ -284,6 +287,10 @@ pub struct Mux<S> {
     next_expiry_ms: u64,
     /// The call on whose own stream the message came that is looked at, over a transport that has such streams.
     on_stream_of: Option<Ticket>,
+    /// Who left last, and when, in milliseconds.
+    left: Option<(SessionKey, u64)>,
+    /// When anybody else left last.
+    left_before_ms: Option<u64>,
 }
 
 impl<S> Mux<S> {
@@ -312,6 +319,8 @@ impl<S> Mux<S> {
             loggers: BTreeSet::new(),
             next_expiry_ms: u64::MAX,
             on_stream_of: None,
+            left: None,
+            left_before_ms: None,
         }
     }
 

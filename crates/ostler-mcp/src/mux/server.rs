@@ -62,7 +62,7 @@ impl<S> Mux<S> {
         let Some(id_span) = envelope.id.clone() else { return };
         let server_id = unpinned(line.slice(id_span.clone()));
         if &*envelope.method == "ping" {
-            out.push(Out::Write(rpc::result(&server_id, "{}")));
+            out.push(Out::Reply(rpc::result(&server_id, "{}")));
             return;
         }
         if self.settings.era == Era::Modern {
@@ -73,7 +73,7 @@ impl<S> Mux<S> {
         if self.sessions.is_empty() {
             // It asks for nobody's call, so nothing is learnt of how it asks.
             let text = format!("`{}` cannot be passed on: no session is attached", envelope.method);
-            out.push(Out::Write(rpc::error(Some(&server_id), rpc::METHOD_NOT_FOUND, &text)));
+            out.push(Out::Reply(rpc::error(Some(&server_id), rpc::METHOD_NOT_FOUND, &text)));
             out.push(Out::Note(Note::Unheard));
             return;
         }
@@ -113,7 +113,7 @@ impl<S> Mux<S> {
 
     fn refuse(&mut self, envelope: &Envelope, id: &[u8], reason: &'static str, out: &mut Vec<Out<S>>) {
         let text = format!("`{}` cannot be passed on: {reason}", envelope.method);
-        out.push(Out::Write(rpc::error(Some(id), rpc::METHOD_NOT_FOUND, &text)));
+        out.push(Out::Reply(rpc::error(Some(id), rpc::METHOD_NOT_FOUND, &text)));
         out.push(Out::Note(Note::RequestRefused { method: envelope.method.clone(), reason }));
     }
 
@@ -123,12 +123,12 @@ impl<S> Mux<S> {
             "notifications/cancelled" => self.server_cancelled(line, envelope, out),
             _ if envelope.inner.meta.subscription_id.is_some() => self.subscribed(line, envelope, out),
             "notifications/resources/updated" if !self.alone() => self.resource_updated(line, envelope, out),
-            "notifications/message" => self.log_message(line, envelope, out),
+            "notifications/message" => self.log_message(line, envelope, now_ms, out),
             _ if self.settings.era == Era::Modern => {
                 // A modern change notification belongs to a subscription and says so.
                 self.drop_notification(envelope, "it names no subscription", out);
             }
-            _ => self.pass_to_owner(line, envelope, out),
+            _ => self.pass_to_owner(line, envelope, now_ms, out),
         }
     }
 
@@ -204,7 +204,7 @@ impl<S> Mux<S> {
         }
     }
 
-    fn log_message(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
+    fn log_message(&mut self, line: &Bytes, envelope: &Envelope, now_ms: u64, out: &mut Vec<Out<S>>) {
         if self.settings.era == Era::Modern {
             // Servers must not log for a request without a level, so the only one with a level owns it.
             let on_stream_of = self.on_stream_of;
@@ -220,7 +220,7 @@ impl<S> Mux<S> {
             return;
         }
         let rank = envelope.inner.level.as_deref().and_then(severity);
-        let owner = match self.owner_of_notification() {
+        let owner = match self.owner_of_notification(now_ms) {
             Owner::Call(ticket) => self.calls.get(&ticket).and_then(|call| call.session),
             Owner::Session(session) => Some(session),
             Owner::Unknown(_) => None,
@@ -229,12 +229,12 @@ impl<S> Mux<S> {
         if !self.alone() && rank.zip(wanted).is_some_and(|(rank, wanted)| rank < wanted) {
             return;
         }
-        self.pass_to_owner(line, envelope, out);
+        self.pass_to_owner(line, envelope, now_ms, out);
     }
 
-    fn pass_to_owner(&mut self, line: &Bytes, envelope: &Envelope, out: &mut Vec<Out<S>>) {
+    fn pass_to_owner(&mut self, line: &Bytes, envelope: &Envelope, now_ms: u64, out: &mut Vec<Out<S>>) {
         let message = Message::from(unpinned(line.clone()));
-        match self.owner_of_notification() {
+        match self.owner_of_notification(now_ms) {
             Owner::Call(ticket) => match self.calls.get(&ticket).and_then(|call| call.session) {
                 Some(session) => self.deliver(session, Some(ticket), message, None, out),
                 None => self.drop_notification(envelope, "the call has no session", out),
@@ -275,11 +275,11 @@ impl<S> Mux<S> {
         self.settings.exclusive
     }
 
-    /// Whose a notification is that names nobody. Where several sessions share the process, one that came where none of
-    /// their calls' messages come is nobody's: the call it was meant for may have been answered meanwhile, on another
-    /// stream. A request is not so: its call waits for the answer.
-    fn owner_of_notification(&self) -> Owner {
-        let shared = !self.alone() && self.sessions.len() > 1;
+    /// Whose a notification is that names nobody. Where several sessions share the process, or did a moment ago, one that
+    /// came where none of their calls' messages come is nobody's: the call it was meant for may have been answered
+    /// meanwhile, on another stream. A request is not so: its call waits for the answer.
+    fn owner_of_notification(&self, now_ms: u64) -> Owner {
+        let shared = !self.alone() && (self.sessions.len() > 1 || self.another_just_left(now_ms));
         if shared && self.settings.streams_per_call && self.on_stream_of.is_none() {
             return Owner::Unknown("it came on the stream of no call");
         }
@@ -306,6 +306,13 @@ impl<S> Mux<S> {
             }
             _ => Owner::Unknown("several calls are running on the shared process"),
         }
+    }
+
+    /// Whether any session but the only one attached left so lately that what was meant for it may still come.
+    fn another_just_left(&self, now_ms: u64) -> bool {
+        let last = self.left.filter(|(who, _)| !self.sessions.contains_key(who)).map(|(_, at_ms)| at_ms);
+        let at_ms = last.or(self.left_before_ms);
+        at_ms.is_some_and(|at_ms| now_ms < at_ms.saturating_add(Self::LINGER_MS))
     }
 
     fn only_call(&self) -> Owner {

@@ -177,7 +177,7 @@ proptest! {
                     }
                     Out::Emit { ticket, .. } => prop_assert!(mux.sink(*ticket).is_some()),
                     Out::ToSession { session, .. } => prop_assert!((1..3).contains(session)),
-                    Out::Write(message) => {
+                    Out::Write(message) | Out::Reply(message) => {
                         Envelope::parse(&message.to_bytes()).unwrap();
                     }
                     Out::Note(_) => {}

@@ -9,23 +9,26 @@ mod command;
 mod sink;
 mod webhook;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use ostler_config::Alerts as Settings;
+use ostler_config::{Alerts as Settings, Config};
 use ostler_domain::alert::{self, Alert, AlertKind, Change, Notify};
 use ostler_domain::event::{Happening, Severity};
 use tokio::sync::Notify as Wake;
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::events::Events;
+use crate::events::{Events, is_power_of_ten};
 use crate::launch::Launcher;
 
 use command::Command;
+use sink::Sink as _;
 use webhook::Webhook;
 
-/// Tellings that wait for one sink. What comes when so many wait is not told there, and counted as `alerts.queue`.
+/// Tellings that wait for one sink. What comes when so many wait is not told there, counted as `alerts.queue`, and now
+/// and then an event.
 pub const SINK_QUEUE: usize = 100;
 
 /// See the module's documentation.
@@ -36,25 +39,32 @@ pub struct Alerts {
     events: Arc<Events>,
     /// Something was raised: the time of the next telling may have changed.
     raised: Wake,
-    sinks: [mpsc::Sender<Arc<Notify>>; 2],
+    sinks: [Queue; 2],
+}
+
+/// The way to a sink.
+#[derive(Debug)]
+struct Queue {
+    /// The key of the sink in `[alerts]`.
+    name: &'static str,
+    sender: mpsc::Sender<Arc<Notify>>,
+    /// How many tellings in a row found no room.
+    lost: AtomicU64,
+}
+
+impl Queue {
+    fn new(name: &'static str) -> (Self, mpsc::Receiver<Arc<Notify>>) {
+        let (sender, receiver) = mpsc::channel(SINK_QUEUE);
+        (Self { name, sender, lost: AtomicU64::new(0) }, receiver)
+    }
 }
 
 impl Alerts {
     /// None yet. Starts the tasks that tell the sinks, and what stays again.
-    pub(crate) fn start(
-        settings: &Settings,
-        events: &Arc<Events>,
-        launcher: &Arc<dyn Launcher>,
-    ) -> Arc<Self> {
-        let (webhook, for_webhook) = mpsc::channel(SINK_QUEUE);
-        let (command, for_command) = mpsc::channel(SINK_QUEUE);
-        let alerts = Arc::new(Self {
-            table: Mutex::new(alert::Alerts::new(settings.repeat)),
-            settings: ArcSwap::from_pointee(settings.clone()),
-            events: Arc::clone(events),
-            raised: Wake::new(),
-            sinks: [webhook, command],
-        });
+    pub(crate) fn start(config: &Config, events: &Arc<Events>, launcher: &Arc<dyn Launcher>) -> Arc<Self> {
+        let (webhook, for_webhook) = Queue::new(Webhook::NAME);
+        let (command, for_command) = Queue::new(Command::NAME);
+        let alerts = Arc::new(Self::to(config, Arc::clone(events), [webhook, command]));
         tokio::spawn(sink::follow(Arc::clone(&alerts), for_webhook, Webhook::default()));
         tokio::spawn(sink::follow(Arc::clone(&alerts), for_command, Command(Arc::clone(launcher))));
         let told_again = Arc::clone(&alerts);
@@ -62,10 +72,20 @@ impl Alerts {
         alerts
     }
 
+    fn to(config: &Config, events: Arc<Events>, sinks: [Queue; 2]) -> Self {
+        let mut table = alert::Alerts::new(config.alerts.repeat);
+        table.set_looks(config.metrics.interval);
+        let settings = ArcSwap::from_pointee(config.alerts.clone());
+        Self { table: Mutex::new(table), settings, events, raised: Wake::new(), sinks }
+    }
+
     /// Uses these settings from now on.
-    pub fn configure(&self, settings: &Settings) {
-        self.lock().set_repeat(settings.repeat);
-        self.settings.store(Arc::new(settings.clone()));
+    pub fn configure(&self, config: &Config) {
+        let mut table = self.lock();
+        table.set_repeat(config.alerts.repeat);
+        table.set_looks(config.metrics.interval);
+        drop(table);
+        self.settings.store(Arc::new(config.alerts.clone()));
         self.raised.notify_one();
     }
 
@@ -145,15 +165,52 @@ impl Alerts {
             let subject = notify.alert.subject.clone();
             self.events.record(&subject, Happening::Alert(Box::new(notify)));
             for sink in &self.sinks {
-                if sink.try_send(Arc::clone(&shared)).is_err() {
-                    self.events.count("alerts.queue");
-                }
+                self.queue(sink, Arc::clone(&shared));
             }
+        }
+    }
+
+    fn queue(&self, sink: &Queue, told: Arc<Notify>) {
+        if sink.sender.try_send(told).is_ok() {
+            sink.lost.store(0, Ordering::Relaxed);
+            return;
+        }
+        self.events.count("alerts.queue");
+        let count = sink.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        if is_power_of_ten(count) {
+            let what = format!("alerts for the {}, for which {SINK_QUEUE} wait (alerts.queue)", sink.name);
+            self.events.record("alerts", Happening::Dropped { what, count });
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, alert::Alerts> {
         // An entry is whole whatever a panicking holder was doing.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_is_an_event_now_and_then() {
+        let events = Arc::new(Events::default());
+        let (full, _waiting) = Queue::new("webhook");
+        let (quick, mut told) = Queue::new("command");
+        let alerts = Alerts::to(&Config::default(), Arc::clone(&events), [full, quick]);
+        for n in 0..SINK_QUEUE + 15 {
+            alerts.raise(AlertKind::ProcessFailure, &format!("s{n}"), Severity::Error, "x");
+            told.try_recv().expect("there was room");
+        }
+        let dropped: Vec<String> = events
+            .after(0, usize::MAX)
+            .into_iter()
+            .filter(|event| event.kind == "dropped")
+            .map(|event| event.message)
+            .collect();
+        let of = "alerts for the webhook, for which 100 wait (alerts.queue)";
+        assert_eq!(dropped, [format!("dropped 1: {of}"), format!("dropped 10: {of}")]);
+        assert_eq!(events.counters()["alerts.queue"], 15);
     }
 }

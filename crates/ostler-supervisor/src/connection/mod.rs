@@ -9,10 +9,12 @@
 //!
 //! The task is all of the data plane: it takes no lock that the control plane takes, and never waits for a
 //! client. What comes over the network is carried by tasks of `upstream`, which wait in its place. A client that does
-//! not read has its stream cut; a process that does not read has its callers wait.
+//! not read has its stream cut; a process that does not read has its callers wait, and of what it asks itself only
+//! so much is answered (`replies`).
 
 mod ends;
 mod outgoing;
+mod replies;
 mod sink;
 mod task;
 #[cfg(test)]

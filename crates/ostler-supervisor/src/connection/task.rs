@@ -10,15 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Now;
+use ostler_domain::text::human_bytes;
 use ostler_mcp::mux::{Mux, Note, Out, SessionKey};
-use ostler_mcp::{Line, Lines, SHARE_FROM, rpc};
+use ostler_mcp::{Line, Lines, Message, SHARE_FROM, rpc};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use super::ends::{Frame, Reader, Writer};
 use super::outgoing::HIGH_WATER;
+use super::replies::{REPLIES_MAX, Replies};
 use super::{CallSink, News, Order, Parts, Shared, ToProcess, counter};
 use crate::clock::{self, now_ms};
+use crate::events::is_power_of_ten;
 use crate::launch::Output;
 use crate::log::Stream;
 use crate::stream::ReplayStream;
@@ -29,8 +32,8 @@ const BATCH: usize = 64;
 const READ_TURN: usize = 512 * 1024;
 /// After so many lines of rubbish in a row the process is read slowly: it must not take a whole CPU.
 const RUBBISH_PATIENCE: u64 = 1_000;
-/// The pause between reads of a process that writes only rubbish.
-const RUBBISH_PAUSE: Duration = Duration::from_millis(50);
+/// The pause between reads of a process that writes only rubbish, or asks and does not read what it is answered.
+const FLOOD_PAUSE: Duration = Duration::from_millis(50);
 /// A process that ends closes its pipes before its guard can say how it ended, and its last answers may still
 /// be on their way when the guard has said so. Of the two, the first waits so long for the second.
 const END_PATIENCE: Duration = Duration::from_millis(500);
@@ -46,6 +49,8 @@ pub(super) struct Task {
     mux: Mux<CallSink>,
     streams: HashMap<SessionKey, Arc<ReplayStream>>,
     writer: Writer,
+    /// What the process asked for and the writer has no room for.
+    replies: Replies,
     /// Emptied after each use; kept for its capacity.
     out: Vec<Out<CallSink>>,
     lines: Lines,
@@ -61,6 +66,7 @@ pub(super) struct Task {
     roll_call: Option<Instant>,
     rubbish_in_a_row: u64,
     rubbish: u64,
+    /// How often each kind of thing was refused or dropped, so that not each is told.
     dropped: HashMap<String, u64>,
     /// The connection ends.
     ending: Option<Ending>,
@@ -82,6 +88,9 @@ struct Ending {
     /// Whether the driver said so: then nothing better is to come, and only the last answers are waited for.
     told: bool,
 }
+
+/// Counted for each answer to a request of the process that was dropped: see [`Replies`].
+const UNREAD_REPLIES: &str = "answers to the server";
 
 /// Why no answer can come any more, where nothing better is known.
 const OUTPUT_CLOSED: &str = "the server closed its output";
@@ -106,6 +115,7 @@ impl Task {
             mux,
             streams: HashMap::new(),
             writer,
+            replies: Replies::default(),
             out: Vec::new(),
             lines,
             stdout_open: true,
@@ -260,6 +270,7 @@ impl Task {
     fn perform(&mut self, action: Out<CallSink>) {
         match action {
             Out::Write(message) => self.writer.push(message),
+            Out::Reply(message) => self.reply(message),
             Out::Finish(sink, answer) => sink.finish(answer),
             Out::Emit { ticket, message, reverse } => {
                 let delivered = self.mux.sink(ticket).is_some_and(|sink| sink.emit(message).is_ok());
@@ -293,34 +304,61 @@ impl Task {
         let mut out = Vec::new();
         self.mux.undeliverable(id, why, &mut out);
         for action in out {
-            if let Out::Write(message) = action {
-                self.writer.push(message);
-            }
+            self.perform(action);
         }
-        let happening =
-            Happening::ReverseRequestRefused { method: "request".to_owned(), reason: why.to_owned() };
-        self.parts.events.record(&self.parts.instance.to_string(), happening);
+        self.request_refused("request".to_owned(), why);
+    }
+
+    /// Tells of the first that was refused for this reason, and then of each tenfold.
+    fn request_refused(&mut self, method: String, reason: &'static str) {
+        let (_, worth_telling) = self.seen(format!("request refused: {reason}"));
+        if worth_telling {
+            let happening = Happening::ReverseRequestRefused { method, reason: reason.to_owned() };
+            self.parts.events.record(&self.parts.instance.to_string(), happening);
+        }
+    }
+
+    /// Answers a request of the process. One that asks and does not read is read on, slowly.
+    fn reply(&mut self, message: Message) {
+        if self.writer.len() >= HIGH_WATER {
+            // Much is read at a time: it may have made room since.
+            self.write();
+        }
+        if self.replies.push(message, &mut self.writer) {
+            return;
+        }
+        self.slow_until = Some(Instant::now() + FLOOD_PAUSE);
+        self.count(UNREAD_REPLIES);
+        let (count, worth_telling) = self.seen(UNREAD_REPLIES.to_owned());
+        if worth_telling {
+            let waiting = human_bytes(REPLIES_MAX as u64);
+            let what = format!("answers to requests of the server, which has left {waiting} of them unread");
+            self.parts.events.record(&self.parts.instance.to_string(), Happening::Dropped { what, count });
+        }
     }
 
     fn count(&self, name: &str) {
         self.parts.events.count(name);
     }
 
+    /// Notes one more of a kind; how many there were, and whether that is worth telling.
+    fn seen(&mut self, kind: String) -> (u64, bool) {
+        let seen = self.dropped.entry(kind).or_default();
+        *seen += 1;
+        (*seen, is_power_of_ten(*seen))
+    }
+
     /// Counts a note; tells of the first of its kind and then of each tenfold.
     fn note(&mut self, note: Note) {
         let name = counter(&note);
         self.count(&name);
-        let seen = self.dropped.entry(name).or_default();
-        *seen += 1;
-        let (seen, worth_telling) = (*seen, is_power_of_ten(*seen));
+        let (seen, worth_telling) = self.seen(name);
         let subject = self.parts.instance.to_string();
         let tell = |happening| self.parts.events.record(&subject, happening);
         match note {
             Note::Rubbish(line) => self.rubbish_line(&line),
             Note::AsksBack => self.tell_driver(News::AsksBack),
-            Note::RequestRefused { method, reason } => {
-                tell(Happening::ReverseRequestRefused { method: method.into(), reason: reason.to_owned() })
-            }
+            Note::RequestRefused { method, reason } => self.request_refused(method.into(), reason),
             Note::NotificationDropped { method, reason } if worth_telling => {
                 tell(Happening::Dropped { what: format!("`{method}` of the server: {reason}"), count: seen });
             }
@@ -430,7 +468,7 @@ impl Task {
             Reader::Queue(_, frames) => frames.drain(..).for_each(|frame| self.pass_frame(frame)),
         }
         if self.rubbish_in_a_row > RUBBISH_PATIENCE {
-            self.slow_until = Some(Instant::now() + RUBBISH_PAUSE);
+            self.slow_until = Some(Instant::now() + FLOOD_PAUSE);
         }
     }
 
@@ -536,9 +574,14 @@ impl Task {
     }
 
     fn write(&mut self) {
-        // A process that closed its input: its end is reported by the guard.
-        if self.writer.write().is_err() {
-            self.closed("the server does not take requests any more", News::InputClosed);
+        loop {
+            // A process that closed its input: its end is reported by the guard.
+            if self.writer.write().is_err() {
+                self.closed("the server does not take requests any more", News::InputClosed);
+            }
+            if !self.replies.pass_on(&mut self.writer) {
+                return;
+            }
         }
     }
 
@@ -554,8 +597,4 @@ impl Task {
             }
         }
     }
-}
-
-fn is_power_of_ten(count: u64) -> bool {
-    count > 0 && 10u64.pow(count.ilog10()) == count
 }

@@ -18,6 +18,7 @@ struct Process {
     input: Lines<BufReader<pipe::Receiver>>,
     output: Option<pipe::Sender>,
     news: mpsc::Receiver<News>,
+    events: Arc<Events>,
 }
 
 /// What a connection in serial mode is made of.
@@ -50,8 +51,10 @@ impl Process {
         let (stdin, input) = pipe::pipe().unwrap();
         let (output, stdout) = pipe::pipe().unwrap();
         let (news_sender, news) = mpsc::channel(3);
-        let connection = Connection::open(stdin.into(), stdout.into(), parts(news_sender));
-        Self { connection, input: BufReader::new(input).lines(), output: Some(output), news }
+        let parts = parts(news_sender);
+        let events = Arc::clone(&parts.events);
+        let connection = Connection::open(stdin.into(), stdout.into(), parts);
+        Self { connection, input: BufReader::new(input).lines(), output: Some(output), news, events }
     }
 
     /// A session whose client reads nothing yet.
@@ -63,6 +66,12 @@ impl Process {
 
     async fn call(&self, session: SessionKey) -> oneshot::Receiver<First> {
         call(&self.connection, session).await
+    }
+
+    /// The messages of events of this kind.
+    fn told(&self, kind: &str) -> Vec<String> {
+        let events = self.events.after(0, usize::MAX).into_iter();
+        events.filter(|event| event.kind == kind).map(|event| event.message).collect()
     }
 
     /// The next message that the process is sent.
@@ -322,4 +331,53 @@ async fn calls_wait_in_order_for_a_courier_that_takes_nothing() {
     for ticket in 1..=200 {
         assert_eq!(network.hears().await, ticket);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_asks_and_reads_nothing_is_read_on_and_not_answered_without_end() {
+    let mut process = Process::new();
+    process.attach(7).await;
+    let filler = "x".repeat(1024);
+    // Written in full: a process that reads only when it has written does not stand still.
+    for n in 0..4000 {
+        process.says(json!({"jsonrpc": "2.0", "id": format!("{n} {filler}"), "method": "ping"})).await;
+    }
+    let call = process.call(7).await;
+    let dropped = || process.events.counters()["answers to the server"];
+    let (mut answered, mut bytes, mut ticket) = (0, 0, None);
+    while ticket.is_none() || answered + dropped() < 4000 {
+        let line =
+            tokio::time::timeout(MINUTE, process.input.next_line()).await.expect("all are accounted for");
+        let heard: Value = serde_json::from_str(&line.unwrap().expect("a line")).unwrap();
+        if heard["method"] == "x" {
+            ticket = Some(heard["id"].clone());
+        } else {
+            (answered, bytes) = (answered + 1, bytes + heard["id"].as_str().unwrap().len());
+        }
+    }
+    // What the two pipes held when it began to read comes on top.
+    let pipes = 2 * 64 * 1024;
+    assert!(bytes <= replies::REPLIES_MAX + outgoing::HIGH_WATER + pipes, "{bytes}");
+    assert_eq!(
+        process.told("dropped").len(),
+        4,
+        "the first, the 10th, the 100th, the 1000th of {}",
+        dropped()
+    );
+    process.says(json!({"jsonrpc": "2.0", "id": ticket, "result": {"well": "again"}})).await;
+    assert!(text(&answer(call).await).contains("again"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_refused_without_end_are_told_now_and_then() {
+    let mut process = Process::new();
+    for session in [7, 8] {
+        process.attach(session).await;
+    }
+    for n in 0..150 {
+        process.says(json!({"jsonrpc": "2.0", "id": n, "method": "roots/list"})).await;
+        assert_eq!(process.hears().await["id"], n);
+    }
+    assert_eq!(process.events.counters()["request_refused"], 150);
+    assert_eq!(process.told("reverse-request-refused").len(), 3);
 }

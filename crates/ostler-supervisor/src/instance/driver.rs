@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::watch;
+use futures_util::future::join_all;
 use ostler_domain::event::Happening;
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
@@ -20,6 +21,7 @@ use ostler_os::meter::TreeRoot;
 use ostler_os::{GuardEvent, Limits, Mark, SpawnRequest};
 use ostler_store::{ProcessKey, TreeRecord};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::ailments::{Ailment, Ailments};
@@ -42,6 +44,9 @@ use crate::upstream::Target;
 
 /// Wishes and reports that may wait for a driver.
 const QUEUE: usize = 256;
+
+/// Longest wait for the last output of a tree to be read once it is empty, where somebody else holds the pipe.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long a server that closed its input or output has to end by itself.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
@@ -82,6 +87,9 @@ pub(crate) enum Inbox {
     Measured(Generation, Found),
     /// Room is needed, for this reason: stop for good, unless it is in use.
     GiveRoom(String),
+    /// Room is needed, for this reason: restart, if it is over its own limit of memory and no call runs, or that does
+    /// not matter.
+    RestartOver { reason: String, busy: bool },
     /// The server closed its input or output a while ago; it had time to end by itself.
     StillThere(Generation),
     /// An audit found its guard gone, and nobody had said so.
@@ -104,6 +112,10 @@ struct Running {
     slot: Option<Slot>,
     /// Who was reported to have survived that.
     stuck: Vec<u32>,
+    /// It is to be killed for being over a limit of its own.
+    over_limit: bool,
+    /// Its guard is gone, and what is left is being ended.
+    vanished: bool,
 }
 
 impl Running {
@@ -170,6 +182,7 @@ impl Driver {
             snapshot: watch,
             last_used_ms: clock::now_ms().into(),
             reading: arc_swap::ArcSwapOption::empty(),
+            place: creation.place.number(),
             holds: Holds::default(),
         });
         let started = to_self.try_send(Inbox::Wish(Event::Start));
@@ -275,6 +288,19 @@ impl Driver {
         }
     }
 
+    fn restart_if_over(&mut self, reason: String, even_busy: bool) {
+        let generation = self.machine.generation();
+        let reading = self.handle.upgrade().and_then(|handle| handle.reading());
+        let reading = reading.filter(|reading| reading.generation == generation);
+        let limit = self.server.spec.limits.memory;
+        let over = reading.is_some_and(|reading| limit.is_some_and(|limit| reading.memory_bytes() > limit));
+        let busy = self.connection().is_some_and(|connection| connection.open_calls() > 0);
+        if over && !self.removing && self.machine.state().serves() && (even_busy || !busy) {
+            self.record(Happening::Relief { what: reason.clone() });
+            self.decide(Event::Restart { reason });
+        }
+    }
+
     fn remove(&mut self, reason: String) {
         self.removing = true;
         if let Some(handle) = self.handle.upgrade() {
@@ -348,6 +374,7 @@ impl Driver {
             Inbox::MayKill(generation, slot) => self.kill(generation, slot),
             Inbox::Measured(generation, found) => self.measured(generation, found),
             Inbox::GiveRoom(reason) => self.give_room(reason),
+            Inbox::RestartOver { reason, busy } => self.restart_if_over(reason, busy),
             Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {
                     running.control.kill();
@@ -529,17 +556,17 @@ impl Driver {
 
     fn born(&mut self, generation: Generation, guarded: Launched) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
+        let mut captures = vec![tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)))];
         let connection = if self.server.spec.transport == Transport::Stdio {
             Some(Connection::open(guarded.stdin, guarded.stdout, self.parts(generation)))
         } else {
             // Nobody writes to a plain process, or to one that listens: its input is at its end from the start.
             drop(guarded.stdin);
-            tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log)));
+            captures.push(tokio::spawn(capture(guarded.stdout, Stream::Stdout, Arc::clone(&self.log))));
             let target = self.target.take();
             target.map(|target| Connection::open_upstream(target, self.parts(generation)))
         };
-        tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)));
-        self.listen(generation, guarded.events);
+        self.listen(generation, guarded.events, captures);
         if kill {
             guarded.control.kill();
         }
@@ -556,6 +583,8 @@ impl Driver {
             tree,
             slot: None,
             stuck: Vec::new(),
+            over_limit: false,
+            vanished: false,
         });
     }
 
@@ -599,11 +628,20 @@ impl Driver {
         }
     }
 
-    /// Passes the guard's reports on, in order.
-    fn listen(&self, generation: Generation, mut events: mpsc::Receiver<GuardEvent>) {
+    /// Passes the guard's reports on, in order; that nothing runs any more once its last words are in the log.
+    fn listen(
+        &self,
+        generation: Generation,
+        mut events: mpsc::Receiver<GuardEvent>,
+        captures: Vec<JoinHandle<()>>,
+    ) {
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
+            let mut captures = Some(captures);
             while let Some(event) = events.recv().await {
+                if let (GuardEvent::TreeEmpty, Some(captures)) = (&event, captures.take()) {
+                    let _ = tokio::time::timeout(LAST_WORDS, join_all(captures)).await;
+                }
                 if to_self.send(Inbox::Guard(generation, event)).await.is_err() {
                     return;
                 }
@@ -667,7 +705,12 @@ impl Driver {
     }
 
     /// Ends what is left of a tree without a guard, and goes on as if the guard's end had been reported.
-    fn vanished(&self, generation: Generation) {
+    fn vanished(&mut self, generation: Generation) {
+        let running = self.running.as_mut().filter(|running| running.generation == generation);
+        // Once, however many audits find it: what the kernel holds takes its time.
+        if running.is_none_or(|running| std::mem::replace(&mut running.vanished, true)) {
+            return;
+        }
         self.with_running(generation, |driver, running| {
             let (core, mark, to_self) = (Arc::clone(&driver.core), running.mark, driver.to_self.clone());
             tokio::spawn(async move {
@@ -845,9 +888,13 @@ impl Driver {
             Found::High(reason) => self.ail(Ailment::Memory, reason),
             Found::Hit(what) => self.record(Happening::LimitHit { what }),
             Found::Over { what, at_once: true } => {
-                // As the kernel would: what grows does not wait for calls to end.
-                self.record(Happening::LimitHit { what: format!("{what}, so it is killed") });
-                self.with_running(generation, |_, running| running.control.kill());
+                // As the kernel would: what grows does not wait for calls to end. In its turn, though, and told once: it
+                // is found over its limit in each pass until then.
+                let running = self.running.as_mut();
+                if running.is_some_and(|running| !std::mem::replace(&mut running.over_limit, true)) {
+                    self.record(Happening::LimitHit { what: format!("{what}, so it is killed") });
+                    self.queue_kill(generation);
+                }
             }
             Found::Over { what, at_once: false } => {
                 self.record(Happening::LimitHit { what: what.clone() });

@@ -63,18 +63,27 @@ impl From<SendError> for Failed {
 pub async fn open(connection: &Connection, need: &Need) -> Result<Opened, Failed> {
     match need {
         Need::Legacy(params) => legacy(connection, params).await,
-        Need::Modern => match probe(connection).await? {
-            Discovery::Modern => modern(connection).await,
-            Discovery::Legacy | Discovery::OtherModern(_) => Err(Failed::WrongEra(Era::Modern)),
-        },
+        Need::Modern => {
+            let answer = discover(connection).await?;
+            match version::discovery(&answer) {
+                Discovery::Modern => modern(connection).await,
+                // It was modern before: more likely it is not there than another now.
+                _ if answer.kind == Kind::Error(rpc::PROBE_REFUSED) => Err(Failed::Other(told(&answer))),
+                Discovery::Legacy | Discovery::OtherModern(_) => Err(Failed::WrongEra(Era::Modern)),
+            }
+        }
         Need::Either(params) => either(connection, params).await,
     }
 }
 
 async fn probe(connection: &Connection) -> Result<Discovery, Failed> {
+    discover(connection).await.map(|answer| version::discovery(&answer))
+}
+
+async fn discover(connection: &Connection) -> Result<Answer, Failed> {
     let answer = connection.ask(|ticket| version::modern_request(ticket, "server/discover", "")).await?;
     reached(&answer)?;
-    Ok(version::discovery(&answer))
+    Ok(answer)
 }
 
 /// Whether an answer is the server's own. One of Ostler's says that the server was not reached, or went away, and

@@ -221,6 +221,8 @@ pub struct InstanceHandle {
     last_used_ms: AtomicU64,
     /// What it used when it was last measured.
     reading: ArcSwapOption<Reading>,
+    /// The number of its place.
+    pub(crate) place: u64,
     /// Sessions that use it, and callers that wait for it to become ready.
     holds: Holds,
 }
@@ -428,6 +430,7 @@ mod tests {
             snapshot,
             last_used_ms: AtomicU64::new(0),
             reading: ArcSwapOption::empty(),
+            place: 0,
             holds: Holds::default(),
         }
     }

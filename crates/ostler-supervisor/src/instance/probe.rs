@@ -95,7 +95,9 @@ async fn mcp(subject: &Subject) -> Result<(), String> {
     };
     match asked {
         // Ostler's own word for a question that did not get there, or whose answer did not come.
-        Ok(answer) if answer.kind == Kind::Error(rpc::INSTANCE_LOST) => Err(handshake::told(&answer)),
+        Ok(answer) if matches!(answer.kind, Kind::Error(rpc::INSTANCE_LOST | rpc::PROBE_REFUSED)) => {
+            Err(handshake::told(&answer))
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }

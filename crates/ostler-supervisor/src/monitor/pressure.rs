@@ -13,7 +13,7 @@ use ostler_os::pressure::{Memory, MemoryStall, Space};
 use super::machine::Look;
 use super::trees::Total;
 use super::{Measured, relief};
-use crate::admission::{MemoryLoad, Sizes};
+use crate::admission::{MemoryLoad, Seen, Sizes};
 use crate::core::Core;
 use crate::session::Sessions;
 
@@ -76,6 +76,15 @@ impl Dial {
             level: self.level(),
         }
     }
+}
+
+/// What is not in a measurement, but will be in one soon.
+#[derive(Debug, Default)]
+pub(super) struct Coming {
+    /// Bytes that will be free soon anyway.
+    pub(super) free_soon: u64,
+    /// How far those are that were let in, by the numbers of their places.
+    pub(super) seen: Vec<(u64, Seen)>,
 }
 
 /// All gauges.
@@ -145,14 +154,14 @@ impl Pressure {
         [memory, processes].into_iter().chain(measured.chain(disks).map(Dial::show)).collect()
     }
 
-    /// Takes in a pass; refuses and makes room where that is needed. So many bytes will be free soon anyway.
+    /// Takes in a pass; refuses and makes room where that is needed.
     pub(super) async fn judge(
         &mut self,
         core: &Arc<Core>,
         sessions: &Sessions,
         total: &Total,
         look: &Look,
-        free_soon: u64,
+        coming: &Coming,
     ) {
         let config = core.config();
         let limits = &config.limits;
@@ -172,8 +181,8 @@ impl Pressure {
                 disk(core, dial, folder, space);
             }
         }
-        self.admission(core, total);
-        self.make_room(core, sessions, used, free_soon).await;
+        self.admission(core, total, &coming.seen);
+        self.make_room(core, sessions, used, coming.free_soon).await;
     }
 
     /// A reload may have changed the thresholds.
@@ -218,14 +227,15 @@ impl Pressure {
     }
 
     /// What the next start is measured against.
-    fn admission(&self, core: &Core, total: &Total) {
+    fn admission(&self, core: &Core, total: &Total, seen: &[(u64, Seen)]) {
         let sizes = total.by_type.iter().map(|(name, (bytes, count))| (name.as_str().into(), bytes / count));
-        core.admission.set_memory(MemoryLoad {
+        let load = MemoryLoad {
             used: Used { used: total.memory_bytes, limit: core.config().limits.memory },
             level: self.level(),
             shortage: self.shortage.clone(),
             sizes: sizes.collect::<Sizes>(),
-        });
+        };
+        core.admission.set_memory(load, seen);
     }
 
     async fn make_room(&mut self, core: &Arc<Core>, sessions: &Sessions, used: u64, free_soon: u64) {

@@ -11,6 +11,7 @@ use ostler_os::pressure::Space;
 use ostler_os::{Mark, SpawnError, SpawnRequest};
 
 use super::machine::{Look, Looking};
+use super::pressure::Coming;
 use super::*;
 use crate::admission::Counted;
 use crate::events::Events;
@@ -60,7 +61,7 @@ impl Machine for Painted {
     }
 }
 
-async fn supervisor() -> Arc<Supervisor> {
+pub(super) async fn supervisor() -> Arc<Supervisor> {
     let (ledger, _jobs) = Ledger::queued("test".to_owned());
     let config = Arc::new(Config::default());
     let events = Arc::new(Events::default());
@@ -70,7 +71,7 @@ async fn supervisor() -> Arc<Supervisor> {
 }
 
 /// The messages of events of this kind.
-fn told(supervisor: &Supervisor, kind: &str) -> Vec<String> {
+pub(super) fn told(supervisor: &Supervisor, kind: &str) -> Vec<String> {
     let events = supervisor.events().after(0, usize::MAX).into_iter();
     events.filter(|event| event.kind == kind).map(|event| event.message).collect()
 }
@@ -141,8 +142,10 @@ async fn a_machine_that_is_short_of_memory_is_left_alone() {
     let core = &supervisor.core;
     let mut pressure = Pressure::new(&core.config().limits, Vec::new());
     let nothing = trees::Total::default();
-    let mut see = async |look: Look| pressure.judge(core, supervisor.sessions(), &nothing, &look, 0).await;
-    let refusal = || core.admission.admit(Counted::Session).err().map(|refusal| refusal.why);
+    let mut see = async |look: Look| {
+        pressure.judge(core, supervisor.sessions(), &nothing, &look, &Coming::default()).await
+    };
+    let refusal = || core.admission.admit(Counted::Session("x")).err().map(|refusal| refusal.why);
 
     let stalled = |some_avg10| Some(MemoryStall { some_avg10, full_avg10: 0.0 });
     see(Look { stall: stalled(70.0), ..Look::default() }).await;

@@ -8,12 +8,13 @@ use ostler_domain::alert::AlertKind;
 use ostler_domain::event::Severity;
 use ostler_domain::instance::Now;
 use ostler_domain::pressure::{OwnLimits, OwnSample, OwnUse, Verdict};
-use ostler_domain::{Generation, InstanceId, ResourceLimits};
+use ostler_domain::{Generation, InstanceId, ResourceLimits, State};
 use ostler_os::meter::TreeUsage;
 use ostler_os::{LimitHit, LimitKind, Limits, Readings, Rung, Rungs};
 
 use super::machine::{AskTree, Look};
 use super::{Fds, Pss, Reading};
+use crate::admission::{BY_HAND, Seen};
 use crate::clock::now_ms;
 use crate::core::Core;
 use crate::instance::driver::Inbox;
@@ -48,6 +49,8 @@ pub(super) struct Subject {
     pub(super) handle: Arc<InstanceHandle>,
     pub(super) tree: GuardedTree,
     pub(super) generation: Generation,
+    /// It is on its way up, and has yet to grow to its size.
+    pub(super) starting: bool,
     /// It is on its way out, and what it uses will be free soon.
     pub(super) stopping: bool,
 }
@@ -59,11 +62,42 @@ pub(super) fn subjects(core: &Core) -> Vec<Subject> {
         server.instances().into_iter().filter_map(|handle| {
             let snapshot = handle.snapshot();
             let (tree, generation) = (snapshot.tree?, snapshot.generation);
-            let stopping = matches!(snapshot.state, ostler_domain::State::Stopping { .. });
-            Some(Subject { server: Arc::clone(server), handle, tree, generation, stopping })
+            let starting = matches!(snapshot.state, State::Starting { .. });
+            let stopping = matches!(snapshot.state, State::Stopping { .. });
+            Some(Subject { server: Arc::clone(server), handle, tree, generation, starting, stopping })
         })
     });
     subjects.collect()
+}
+
+/// All instances that hold a place, and whether each is past its start, as far as it has begun one.
+pub(super) fn let_in(core: &Core) -> Vec<(Arc<InstanceHandle>, bool)> {
+    let table = core.registry.table();
+    let handles = table.all().iter().flat_map(|server| server.instances());
+    let far = handles.filter_map(|handle| {
+        let snapshot = handle.snapshot();
+        let begun = !matches!(snapshot.state, State::Stopped) || snapshot.generation != Generation::default();
+        let starting = matches!(snapshot.state, State::Starting { .. });
+        begun.then_some((handle, !starting))
+    });
+    far.collect()
+}
+
+/// What is free soon, in bytes: of those that are being stopped. One that SIGKILL did not end may stay for ever.
+pub(super) fn on_their_way_out(core: &Core, subjects: &[Subject]) -> u64 {
+    let survivors = core.cleanup.survivors();
+    let stopping =
+        subjects.iter().filter(|subject| subject.stopping && !survivors.contains(&subject.handle.id));
+    stopping.filter_map(Subject::reading).map(|reading| reading.memory_bytes()).sum()
+}
+
+/// What has become of those, by the numbers of their places, now that they were measured.
+pub(super) fn seen(let_in: &[(Arc<InstanceHandle>, bool)]) -> Vec<(u64, Seen)> {
+    let seen = let_in.iter().map(|(handle, settled)| {
+        let bytes = || handle.reading().map_or(0, |reading| reading.memory_bytes());
+        (handle.place, if *settled { Seen::Settled } else { Seen::Starting(bytes()) })
+    });
+    seen.collect()
 }
 
 /// What all of them used together.
@@ -74,7 +108,7 @@ pub(super) struct Total {
     pub(super) threads: u32,
     pub(super) memory_bytes: u64,
     pub(super) cpu_percent: f64,
-    /// Memory in bytes of all of a type, and how many there are.
+    /// Memory in bytes of all of a type that have started, and how many there are.
     pub(super) by_type: BTreeMap<String, (u64, u64)>,
 }
 
@@ -85,6 +119,8 @@ struct Watched {
     own: OwnUse,
     /// Why it is not well, while it uses too much memory.
     high: Option<String>,
+    /// The limit that it was at between the last two passes.
+    hit: Option<String>,
     before: Option<Readings>,
     /// When the counters were read last, in milliseconds of [`now_ms`].
     at_ms: u64,
@@ -126,42 +162,37 @@ impl Trees {
             total.cpu_percent += reading.cpu_percent;
             let memory = reading.memory_bytes();
             total.memory_bytes += memory;
-            let of_type = total.by_type.entry(subject.server.spec.type_name.clone()).or_default();
-            *of_type = (of_type.0 + memory, of_type.1 + 1);
+            if !subject.starting {
+                let server = &subject.server;
+                let name = if server.is_by_hand() { BY_HAND } else { &server.spec.type_name };
+                let of_type = total.by_type.entry(name.to_owned()).or_default();
+                *of_type = (of_type.0 + memory, of_type.1 + 1);
+            }
             subject.handle.set_reading(reading);
+            if let Some(pool) = subject.server.pool() {
+                pool.measured(&subject.handle.id, memory);
+            }
         }
         total
-    }
-
-    /// What is free soon, in bytes: of those that are being stopped.
-    pub(super) fn on_their_way_out(&self, subjects: &[Subject]) -> u64 {
-        let stopping = subjects.iter().filter(|subject| subject.stopping);
-        stopping.filter_map(Subject::reading).map(|reading| reading.memory_bytes()).sum()
     }
 
     /// Acts on what each uses.
     pub(super) async fn judge(&mut self, core: &Core, subjects: &[Subject], rungs: &Rungs) {
         for subject in subjects.iter().filter(|subject| !subject.stopping) {
             let Some(reading) = subject.reading() else { continue };
-            let was_high = self.is_high(&subject.handle.id);
             for found in self.findings(subject, &reading, rungs) {
                 subject.handle.wish(Inbox::Measured(subject.generation, found)).await;
             }
-            self.alert(core, &subject.handle.id, was_high);
+            self.alert(core, &subject.handle.id);
         }
     }
 
-    fn is_high(&self, id: &InstanceId) -> bool {
-        self.0.get(id).is_some_and(|watched| watched.high.is_some())
-    }
-
-    /// Says that it uses much, as long as it does. Of limits that were hit its driver tells.
-    fn alert(&self, core: &Core, id: &InstanceId, was_high: bool) {
-        let kind = AlertKind::ResourceViolation;
-        match self.0.get(id).and_then(|watched| watched.high.as_deref()) {
-            Some(what) => core.alerts.raise(kind, &id.to_string(), Severity::Warning, what),
-            None if was_high => core.alerts.resolve(kind, &id.to_string()),
-            None => {}
+    /// Says that it uses much, or is at a limit, as long as that is so. Events of the latter its driver tells. That it
+    /// is over nobody says: the same alert may be about a kill.
+    fn alert(&self, core: &Core, id: &InstanceId) {
+        let Some(watched) = self.0.get(id) else { return };
+        if let Some(what) = watched.hit.as_deref().or(watched.high.as_deref()) {
+            core.alerts.raise(AlertKind::ResourceViolation, &id.to_string(), Severity::Warning, what);
         }
     }
 
@@ -216,6 +247,7 @@ impl Watched {
         // Of memory the guard tells, who knows whether it was the leader that was killed.
         hits.retain(|hit| hit.limit != LimitKind::Memory && (hit.limit != LimitKind::Cpu || steadily));
         hits.extend(out_of_files(reading, &allowed));
+        self.hit = hits.first().map(ToString::to_string);
         let now = reading.at_ms;
         let again = u64::try_from(TELL_AGAIN.as_millis()).unwrap_or(u64::MAX);
         let is_news = |hit: &&LimitHit| {
@@ -318,6 +350,33 @@ mod tests {
         let told: usize =
             (1..=120).map(|n| watched.hits(&at(n * 5000, refused(n), 1), &limits()).len()).sum();
         assert_eq!(told, 2, "in ten minutes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alert_stays_while_a_limit_is_hit_and_is_not_over_with_the_memory_of_the_next_process() {
+        let supervisor = super::super::tests::supervisor().await;
+        let core = &supervisor.core;
+        let id = InstanceId { server: "hog".parse().expect("a name"), number: 1 };
+        let mut trees = Trees::default();
+        let refused = |count| Readings { pids_refused: Some(count), ..Readings::default() };
+        let interval = core.config().metrics.interval;
+        for n in 0..200 {
+            let watched = trees.0.entry(id.clone()).or_default();
+            watched.hits(&at(now_ms(), refused(n), 1), &limits());
+            trees.alert(core, &id);
+            tokio::time::sleep(interval).await;
+        }
+        let told = |kind: &str| super::super::tests::told(&supervisor, kind).len();
+        assert_eq!((told("alert-raised"), told("alert-resolved")), (1, 0), "in a quarter of an hour");
+
+        // Its memory is back to normal: that it was at a limit is not over with that.
+        trees.0.insert(id.clone(), Watched { high: Some("much".to_owned()), ..Watched::default() });
+        trees.alert(core, &id);
+        trees.0.insert(id.clone(), Watched::default());
+        trees.alert(core, &id);
+        assert_eq!((supervisor.alerts().count(), told("alert-resolved")), (1, 0));
+        tokio::time::sleep(core.config().alerts.repeat * 2).await;
+        assert_eq!(told("alert-resolved"), 1);
     }
 
     #[test]

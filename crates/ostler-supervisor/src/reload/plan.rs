@@ -2,16 +2,22 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ostler_config::{Config, ServerChange, diff, in_force};
-use ostler_domain::{ServerName, ServerSpec, StartMode};
+use ostler_domain::{Deadlines, ServerName, ServerSpec, StartMode};
 
 use super::{Fate, ReloadRefused, Report, ServerReport, keys_of, traits};
 use crate::core::Core;
 use crate::identity;
 use crate::ledger::LedgerError;
+use crate::order;
 use crate::registry::Table;
 use crate::server::Server;
+
+/// Added to the deadlines of a server that ends: for the order to its guard, the kernel and a full queue for killing.
+/// Little depends on it: what takes longer is said to be still ending, and waited for by nobody else.
+const ENDING_GRACE: Duration = Duration::from_secs(1);
 
 /// The servers of a configuration that is the first one.
 ///
@@ -34,17 +40,22 @@ pub(super) struct Plan {
     /// What is in force afterwards.
     pub(super) config: Config,
     pub(super) report: Report,
+    /// The servers before, with all their names.
+    pub(super) before: Arc<Table>,
     /// The servers afterwards, in the order of the configuration.
     pub(super) table: Vec<Arc<Server>>,
     /// New versions of servers whose instances go on.
     pub(super) renewed: Vec<Arc<Server>>,
     /// Of those, the ones that are to start with the daemon from now on.
     pub(super) roused: Vec<Arc<Server>>,
+    /// Of those, the ones that need or want servers that they did not before, with these servers' names.
+    pub(super) needier: Vec<(Arc<Server>, Vec<ServerName>)>,
     /// Servers that were not there before and have instances of their own.
     pub(super) fresh: Vec<Arc<Server>>,
-    /// Servers that end, each with the reason its clients are told.
+    /// Servers that end, each with the reason its clients are told. Those that left in an earlier reload and are not gone
+    /// yet are not among them: that reload looks after them.
     pub(super) leaving: Vec<(Arc<Server>, Arc<str>)>,
-    /// Of those, the ones in whose place another comes.
+    /// Servers in whose place another comes: some of those, and other names of servers that leave or go on.
     pub(super) successors: Vec<(Arc<Server>, Arc<Server>)>,
     /// Names that mean another server from now on than the one they meant, which goes on: its sessions by that name
     /// end, with this reason.
@@ -88,21 +99,22 @@ impl Plan {
                 old,
             });
         }
-        let mut plan =
-            Self::empty(Report { dry_run: false, daemon: difference.daemon.clone(), servers: Vec::new() });
+        let mut plan = Self::empty(&table, Report { daemon: difference.daemon.clone(), ..Report::default() });
         plan.place(core, &next).await;
         plan.dismiss_the_gone(&table, &config);
         plan.config = config;
         Ok(plan)
     }
 
-    fn empty(report: Report) -> Self {
+    fn empty(before: &Arc<Table>, report: Report) -> Self {
         Self {
             config: Config::default(),
             report,
+            before: Arc::clone(before),
             table: Vec::new(),
             renewed: Vec::new(),
             roused: Vec::new(),
+            needier: Vec::new(),
             fresh: Vec::new(),
             leaving: Vec::new(),
             successors: Vec::new(),
@@ -113,6 +125,30 @@ impl Plan {
     /// Whether a server of this name was not there before.
     pub(super) fn adds(&self, name: &ServerName) -> bool {
         self.report.servers.iter().any(|server| server.fate == Fate::Added && server.name == *name)
+    }
+
+    /// The servers that are new and have instances of their own: nothing of them has run yet.
+    pub(super) fn beginning(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.fresh.iter().chain(self.successors.iter().map(|(_, new)| new))
+    }
+
+    /// Whether nothing of `new` may run before the server that has left is gone.
+    pub(super) fn precedes(&self, left: &Server, new: &Server) -> bool {
+        // Its name may have been another one for what has left; and two that would share a process are never two.
+        let was = self.successors.iter().any(|(old, heir)| heir.is_same(new) && old.is_same(left));
+        was || left.spec.name == new.spec.name || identity::may_share(&left.spec, &new.spec)
+    }
+
+    /// How long the next of those that leave may take to be gone, once it is its turn: as long as its calls and its way
+    /// down may.
+    pub(super) fn patience(&self) -> Duration {
+        let ending = self.leaving.iter().map(|(server, _)| server);
+        let ending = ending.chain(self.estranged.iter().map(|(leader, ..)| leader));
+        let down = ending.map(|server| {
+            let Deadlines { drain, stdin_grace, term_grace, kill, .. } = server.spec.deadlines;
+            [stdin_grace, term_grace, kill, ENDING_GRACE].into_iter().fold(drain, Duration::saturating_add)
+        });
+        down.max().unwrap_or(ENDING_GRACE)
     }
 
     /// Why a server that leaves does so.
@@ -144,19 +180,30 @@ impl Plan {
     /// A server with instances of its own.
     async fn own(&mut self, core: &Arc<Core>, it: &Next<'_>) -> Arc<Server> {
         if let Some(old) = it.goes_on() {
-            if *it.change == ServerChange::Unchanged {
-                self.tell(it, Fate::Unchanged);
+            let fate = match *it.change == ServerChange::Unchanged {
+                true => Fate::Unchanged,
+                false => Fate::Changed,
+            };
+            if old.spec == *it.spec {
+                self.tell(it, fate);
                 return Arc::clone(old);
             }
+            // Also where none of its own keys differs: it has some from the whole daemon (`limits.cleanup_time`).
             let server = old.renewed(it.spec.clone());
             self.renewed.push(Arc::clone(&server));
+            let needs = it.spec.depends_on.iter().chain(&it.spec.wants);
+            let more: Vec<ServerName> = needs.filter(|name| !order::needs(old, name)).cloned().collect();
+            if !more.is_empty() {
+                self.needier.push((Arc::clone(&server), more));
+            }
             if old.spec.start != StartMode::Eager && it.spec.start == StartMode::Eager {
                 self.roused.push(Arc::clone(&server));
             }
-            self.tell(it, Fate::Changed);
+            self.tell(it, fate);
             return server;
         }
-        let server = Server::new(it.spec.clone(), traits(core, it.spec).await);
+        let numbers = core.registry.numbers(&it.spec.name);
+        let server = Server::new(it.spec.clone(), traits(core, it.spec).await, numbers);
         match it.old {
             None => {
                 self.tell(it, Fate::Added);
@@ -166,11 +213,10 @@ impl Plan {
                 let reason = self.tell(it, Fate::Replaced);
                 if old.same_as().is_some() {
                     self.estranged.push((Arc::clone(old), it.spec.name.clone(), reason));
-                    self.fresh.push(Arc::clone(&server));
                 } else {
                     self.leaving.push((Arc::clone(old), reason));
-                    self.successors.push((Arc::clone(old), Arc::clone(&server)));
                 }
+                self.successors.push((Arc::clone(old), Arc::clone(&server)));
             }
         }
         server
@@ -202,7 +248,8 @@ impl Plan {
     /// The servers that the new configuration does not have.
     fn dismiss_the_gone(&mut self, table: &Table, config: &Config) {
         let named = |server: &&Arc<Server>| config.servers.iter().any(|spec| spec.name == server.spec.name);
-        let gone = table.all().iter().filter(|server| !server.is_by_hand() && !named(server));
+        let gone =
+            table.all().iter().filter(|server| !server.is_by_hand() && !server.has_left() && !named(server));
         for server in gone {
             let name = &server.spec.name;
             let reason: Arc<str> = format!("`{name}` was removed from the configuration").into();

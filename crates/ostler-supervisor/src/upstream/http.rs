@@ -10,7 +10,7 @@
 //!
 //! Which it is, each request says itself, so both may pass while the handshake finds the era out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ use ostler_mcp::mux::Ticket;
 use ostler_mcp::{Envelope, Kind, Message, Sse, headers, rpc};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::body::{Events, Unread, is, refusal, whole};
 use super::client::{Client, Pieces};
 use super::listen::{self, Backoff};
 use super::session::{SESSION_ID, Session};
-use super::{Context, Target, lane};
+use super::{Context, FAREWELL, Target, lane};
 use crate::connection::Frame;
 
 /// How long the answer to a cancelled legacy call is waited for: as long as the call may still ask back.
@@ -38,8 +38,8 @@ const FRUITLESS: u32 = 5;
 /// How long calls wait for the first answer to the request for a stream. Some servers send no head before there is
 /// something to say.
 const STREAM_PATIENCE: Duration = Duration::from_millis(250);
-/// How long the server may take to end its session.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Cancelled legacy calls whose answers are waited for at a time; of more, the oldest are let go.
+const LINGERING: usize = 64;
 
 /// What is told when the server does not know its session any more.
 const SESSION_LOST: &str = "the server ended its session (HTTP 404)";
@@ -59,6 +59,7 @@ struct Running {
     modern: bool,
     /// How long it is still waited for.
     cancel: Option<oneshot::Sender<Duration>>,
+    task: AbortHandle,
 }
 
 /// How a request's task ended.
@@ -75,36 +76,19 @@ struct Ended {
 pub(super) async fn run(
     target: Target,
     first: Message,
-    mut messages: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<Message>,
     context: Context,
 ) -> Result<(), String> {
     let client = Client::new(&target.uri, target.headers).await?;
+    let frames = context.frames.clone();
     let way = Way { client, uri: target.uri, session: Arc::default(), context };
     let mut courier = Courier::new(way);
-    courier.take(first).await;
-    loop {
-        crate::select::select! {
-            message = messages.recv() => match message {
-                Some(message) => courier.take(message).await,
-                None => break,
-            },
-            Some(ended) = courier.requests.join_next(), if !courier.requests.is_empty() => {
-                let Ok(ended) = ended else { continue };
-                courier.running.remove(&ended.id);
-                if ended.session_lost {
-                    return Err(SESSION_LOST.to_owned());
-                }
-            }
-            Some(ended) = courier.helpers.join_next(), if !courier.helpers.is_empty() => {
-                if matches!(ended, Ok(true)) {
-                    return Err(SESSION_LOST.to_owned());
-                }
-            }
-        }
+    crate::select::select! {
+        ended = courier.carry(first, messages) => ended?,
+        () = frames.closed() => courier.requests.abort_all(),
     }
     courier.part().await;
     // What still runs may end by itself, as long as anybody takes its answer.
-    let frames = courier.way.context.frames.clone();
     frames.closed().await;
     Ok(())
 }
@@ -112,6 +96,8 @@ pub(super) async fn run(
 struct Courier {
     way: Way,
     running: HashMap<Bytes, Running>,
+    /// The cancelled ones of them whose answers are still waited for, oldest first.
+    lingering: VecDeque<Bytes>,
     requests: JoinSet<Ended>,
     lane: mpsc::Sender<lane::Item>,
     /// The lane, and the stream of what belongs to no call; they say whether the session is lost.
@@ -123,18 +109,56 @@ impl Courier {
         let (lane, items) = mpsc::channel(lane::WAITING);
         let mut helpers = JoinSet::new();
         let lane_of = lane::run(way.client.clone(), way.uri.clone(), items, way.context.clone());
-        helpers.spawn(async {
-            lane_of.await;
-            false
-        });
-        Self { way, running: HashMap::new(), requests: JoinSet::new(), lane, helpers }
+        helpers.spawn(lane_of);
+        let (running, lingering) = (HashMap::new(), VecDeque::new());
+        Self { way, running, lingering, requests: JoinSet::new(), lane, helpers }
     }
 
-    async fn take(&mut self, message: Message) {
+    /// Carries messages until there are none to come.
+    async fn carry(&mut self, first: Message, mut messages: mpsc::Receiver<Message>) -> Result<(), String> {
+        let mut next = Some(first);
+        loop {
+            let session_lost = match next.take() {
+                Some(message) => self.take(message).await,
+                None => crate::select::select! {
+                    message = messages.recv() => match message {
+                        Some(message) => {
+                            next = Some(message);
+                            false
+                        }
+                        None => return Ok(()),
+                    },
+                    Some(ended) = self.requests.join_next(), if !self.requests.is_empty() => {
+                        // One that was let go is forgotten already.
+                        ended.is_ok_and(|ended| self.ended(&ended))
+                    }
+                    Some(ended) = self.helpers.join_next(), if !self.helpers.is_empty() => {
+                        ended.unwrap_or_default()
+                    }
+                },
+            };
+            if session_lost {
+                return Err(SESSION_LOST.to_owned());
+            }
+        }
+    }
+
+    /// Forgets a request; whether the session was lost with it.
+    fn ended(&mut self, ended: &Ended) -> bool {
+        self.running.remove(&ended.id);
+        self.lingering.retain(|id| *id != ended.id);
+        ended.session_lost
+    }
+
+    /// Sends a message on its way; whether the session turned out to be lost.
+    async fn take(&mut self, message: Message) -> bool {
         let text = message.to_bytes();
         let envelope = match Envelope::parse(&text) {
             Ok(envelope) => envelope,
-            Err(error) => return self.way.context.note(&format!("a message was not sent: {error}")),
+            Err(error) => {
+                self.way.context.note(&format!("a message was not sent: {error}"));
+                return false;
+            }
         };
         match (envelope.kind, &*envelope.method) {
             (Kind::Request, _) => self.request(message, &text, &envelope),
@@ -144,9 +168,10 @@ impl Courier {
                     self.pass(message).await;
                 }
             }
-            (Kind::Notification, "notifications/initialized") => self.initialized(message).await,
+            (Kind::Notification, "notifications/initialized") => return self.initialized(message).await,
             _ => self.pass(message).await,
         }
+        false
     }
 
     /// To be delivered in its turn.
@@ -168,8 +193,9 @@ impl Courier {
             id: id.clone(),
             modern,
             initialize: !modern && &*envelope.method == "initialize",
+            probe: modern && &*envelope.method == "server/discover",
         };
-        self.requests.spawn(async move {
+        let task = self.requests.spawn(async move {
             let id = request.id.clone();
             let session_lost = crate::select::select! {
                 lost = request.run(headers, message) => lost,
@@ -177,29 +203,48 @@ impl Courier {
             };
             Ended { id, session_lost }
         });
-        self.running.insert(id, Running { modern, cancel: Some(cancel) });
+        self.running.insert(id, Running { modern, cancel: Some(cancel), task });
     }
 
     /// The call is not waited for much longer; whether its cancellation is thereby said (2026-07-28, Streamable HTTP,
     /// "Cancellation": closing the stream is the way to say it).
     fn cancel(&mut self, id: &[u8]) -> bool {
-        let Some(running) = self.running.get_mut(id) else { return false };
+        let Some((id, _)) = self.running.get_key_value(id) else { return false };
+        let id = id.clone();
+        let Some(running) = self.running.get_mut(&id) else { return false };
+        let modern = running.modern;
         if let Some(cancel) = running.cancel.take() {
-            let _ = cancel.send(if running.modern { Duration::ZERO } else { LINGER });
+            let _ = cancel.send(if modern { Duration::ZERO } else { LINGER });
+            if !modern {
+                self.lingering.push_back(id);
+            }
         }
-        running.modern
+        // Each has a connection of its own, which a server that says nothing would keep.
+        if self.lingering.len() > LINGERING
+            && let Some(oldest) = self.lingering.pop_front()
+            && let Some(running) = self.running.remove(&oldest)
+        {
+            running.task.abort();
+        }
+        modern
     }
 
     /// What comes after it must not overtake it. From then on the server may speak by itself, and calls wait a moment
     /// for the stream on which it does: what it said before that would be lost.
-    async fn initialized(&mut self, message: Message) {
+    /// Whether the server does not know the session any more.
+    async fn initialized(&mut self, message: Message) -> bool {
         let Way { client, uri, session, context } = &self.way;
-        if let Err(why) = lane::post(client, uri, session.headers(), message).await {
+        if let Err(undelivered) = lane::post(client, uri, session.headers(), message).await {
+            let why = undelivered.why;
             context.note(&format!("`notifications/initialized` could not be delivered: {why}"));
+            if undelivered.session_lost {
+                return true;
+            }
         }
         let (answered, heard) = oneshot::channel();
         self.helpers.spawn(listen::run(self.way.clone(), answered));
         let _ = tokio::time::timeout(STREAM_PATIENCE, heard).await;
+        false
     }
 
     /// Ends the session.
@@ -238,6 +283,8 @@ struct Request {
     ticket: Option<Ticket>,
     modern: bool,
     initialize: bool,
+    /// The question that tells the eras apart.
+    probe: bool,
 }
 
 /// How far a stream of the call got.
@@ -265,7 +312,7 @@ impl Request {
             session.named(answer.headers());
         }
         if status == StatusCode::OK && is(answer.headers(), "text/event-stream") {
-            self.stream(answer.into_body()).await;
+            return self.stream(answer.into_body()).await;
         } else if status == StatusCode::OK && is(answer.headers(), "application/json") {
             self.json(answer.into_body()).await;
         } else if status.is_success() {
@@ -290,6 +337,12 @@ impl Request {
             self.way.context.broken(&self.id, &why).await;
             return true;
         }
+        // Whoever is not let in learns nothing of the server's era.
+        let shut = matches!(status.as_u16(), 401 | 403);
+        if shut && (self.initialize || self.probe) {
+            self.fail(&why).await;
+            return false;
+        }
         match error
             .and_then(|error| Some((error["code"].as_i64()?, error["message"].as_str()?, error.get("data"))))
         {
@@ -301,6 +354,11 @@ impl Request {
             None if self.initialize && matches!(status.as_u16(), 404 | 405) => {
                 let help = "a server of the older transport is reached with `transport = \"sse\"`";
                 self.fail(&format!("{why} ({help})")).await;
+            }
+            // A server that does not know the modern era need not say so in JSON-RPC (2026-07-28, Streamable HTTP,
+            // "Backward Compatibility").
+            None if self.probe && matches!(status.as_u16(), 400 | 404 | 405 | 406 | 415 | 422) => {
+                self.give(rpc::error(Some(&self.id), rpc::PROBE_REFUSED, &why).to_bytes()).await;
             }
             None => self.fail(&why).await,
         }
@@ -330,8 +388,9 @@ impl Request {
         }
     }
 
-    /// Follows the call's stream, and takes it up again where it breaks off, as far as the server lets it.
-    async fn stream(&self, body: Incoming) {
+    /// Follows the call's stream, and takes it up again where it breaks off, as far as the server lets it. Whether the
+    /// server does not know the session any more.
+    async fn stream(&self, body: Incoming) -> bool {
         let Context { max_message, budget, .. } = &self.way.context;
         let mut backoff = Backoff::default();
         let (mut last_id, mut fruitless) = (None::<String>, 0);
@@ -341,44 +400,57 @@ impl Request {
                 Some(body) => {
                     let mut events = Events::new(body, *max_message, budget);
                     let before = last_id.clone();
-                    match self.follow(&mut events, &mut backoff).await {
-                        Ok(Followed::Answered) => return,
+                    let mut brought = false;
+                    match self.follow(&mut events, &mut backoff, &mut brought).await {
+                        Ok(Followed::Answered) => return false,
                         Ok(Followed::Cut(why)) => {
                             last_id = events.last_id().map(str::to_owned).or(last_id);
-                            if last_id != before {
+                            if brought || last_id != before {
                                 (backoff, fruitless) = (backoff.fresh(), 0);
                             }
                             why
                         }
-                        Err(unread) => return self.unread(unread).await,
+                        Err(unread) => {
+                            self.unread(unread).await;
+                            return false;
+                        }
                     }
                 }
                 None => "it could not be taken up again".to_owned(),
             };
             let Some(id) = last_id.as_deref().filter(|_| !self.modern && fruitless < FRUITLESS) else {
                 let why = format!("the server's stream ended before the answer: {cut}");
-                return self.way.context.broken(&self.id, &why).await;
+                self.way.context.broken(&self.id, &why).await;
+                return false;
             };
             fruitless += 1;
             tokio::time::sleep(backoff.next()).await;
             match listen::open(&self.way, Some(id)).await {
                 Ok(again) if again.status() == StatusCode::OK => body = Some(again.into_body()),
-                Ok(refused)
-                    if refused.status().is_client_error() && refused.status() != StatusCode::CONFLICT =>
-                {
+                Ok(refused) if refused.status().is_client_error() && !listen::passing(refused.status()) => {
+                    let session_lost =
+                        refused.status() == StatusCode::NOT_FOUND && self.way.session.is_named();
                     let why = format!("the stream cannot be taken up again: {}", refusal(refused).await.0);
-                    return self.way.context.broken(&self.id, &why).await;
+                    self.way.context.broken(&self.id, &why).await;
+                    return session_lost;
                 }
                 Ok(_) | Err(_) => {}
             }
         }
     }
 
-    async fn follow(&self, events: &mut Events, backoff: &mut Backoff) -> Result<Followed, Unread> {
+    /// Passes on what the stream says; `brought` is set when that is anything.
+    async fn follow(
+        &self,
+        events: &mut Events,
+        backoff: &mut Backoff,
+        brought: &mut bool,
+    ) -> Result<Followed, Unread> {
         loop {
             match events.next().await {
                 Ok(Some(Sse::Event { data, .. })) if data.is_empty() => {}
                 Ok(Some(Sse::Event { data, .. })) => {
+                    *brought = true;
                     let answered = self.is_answer(&data);
                     self.give(data).await;
                     if answered {

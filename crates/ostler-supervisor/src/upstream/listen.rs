@@ -23,6 +23,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// A stream that held for so long was a good one: the next is asked for soon.
 const GOOD: Duration = Duration::from_secs(10);
+/// Answers that neither give a stream nor say that there is none, after which a server that never gave one is taken
+/// to offer none.
+const ODD: u32 = 5;
 
 /// The pauses between attempts: each twice the one before, unless the server asks for another.
 #[derive(Clone, Copy, Debug)]
@@ -70,49 +73,113 @@ pub(super) async fn open(way: &Way, after: Option<&str>) -> Result<Response<Inco
     way.client.send(Method::GET, &way.uri, &headers, Pieces::default()).await
 }
 
+/// Whether a refusal says nothing for good: the next attempt may fare better.
+pub(super) fn passing(status: StatusCode) -> bool {
+    let code = status.as_u16();
+    matches!(code, 408 | 409 | 425 | 429) || (status.is_server_error() && code != 501)
+}
+
+/// What has become of the stream so far.
+#[derive(Debug, Default)]
+struct Course {
+    /// There was one.
+    had: bool,
+    /// It could not be had again, which was told.
+    lost: bool,
+    /// Where it can be taken up again.
+    last_id: Option<String>,
+    /// Odd answers so far.
+    odd: u32,
+}
+
 /// Follows the stream for as long as it is offered; whether it ended because the server knows its session no more.
 /// `answered` hears of the first answer, whatever it is.
 pub(super) async fn run(way: Way, answered: oneshot::Sender<()>) -> bool {
     let mut answered = Some(answered);
-    let (mut backoff, mut last_id, mut lost, mut had) = (Backoff::default(), None::<String>, false, false);
+    let (mut backoff, mut course) = (Backoff::default(), Course::default());
     loop {
-        let opened = open(&way, last_id.as_deref()).await;
+        let opened = open(&way, course.last_id.as_deref()).await;
         drop(answered.take());
         match opened {
             Ok(answer) if answer.status() == StatusCode::OK && is(answer.headers(), "text/event-stream") => {
-                if std::mem::take(&mut lost) {
+                if std::mem::take(&mut course.lost) {
                     way.context.tell(News::StreamBack).await;
                 }
-                had = true;
+                course.had = true;
                 let began = Instant::now();
                 let mut events =
                     Events::new(answer.into_body(), way.context.max_message, &way.context.budget);
                 let why = follow(&way, &mut events, &mut backoff).await;
-                last_id = events.last_id().map(str::to_owned).or(last_id);
+                course.last_id = events.last_id().map(str::to_owned).or(course.last_id);
                 if began.elapsed() >= GOOD {
                     backoff = backoff.fresh();
                 }
                 tracing::debug!(instance = %way.context.instance, why, "the stream of a server ended");
             }
-            // It offers none: 405 says so, and others mean it.
-            Ok(answer) if !had && answer.status().is_client_error() => return false,
-            Ok(answer) if answer.status() == StatusCode::NOT_FOUND && way.session.is_named() => return true,
-            Ok(answer) => {
-                let why = format!("HTTP {}", answer.status());
-                report(&way, &mut lost, &why).await;
-            }
-            Err(why) => report(&way, &mut lost, &why).await,
+            Ok(answer) => match course.refused(&way, answer.status()).await {
+                After::Again => {}
+                After::AtOnce => continue,
+                After::End { session_lost } => return session_lost,
+            },
+            Err(why) => course.report(&way, &why).await,
         }
         tokio::time::sleep(backoff.next()).await;
     }
 }
 
-/// It is lost once it could not be had again: a server may close it now and then.
-async fn report(way: &Way, lost: &mut bool, why: &str) {
-    way.context.events.count("upstream.stream_lost");
-    if !std::mem::replace(lost, true) {
-        way.context.note(&format!("the server's stream is lost: {why}; it is asked for again"));
-        way.context.tell(News::StreamLost).await;
+/// What follows when there was no stream.
+enum After {
+    /// It is asked for again after a pause.
+    Again,
+    /// It is asked for again, differently.
+    AtOnce,
+    /// There is none to be had.
+    End { session_lost: bool },
+}
+
+impl Course {
+    async fn refused(&mut self, way: &Way, status: StatusCode) -> After {
+        if self.had && status == StatusCode::NOT_FOUND && way.session.is_named() {
+            return After::End { session_lost: true };
+        }
+        // It offers none: 405 says so, and where nothing answers to GET at all the others mean it.
+        if !self.had && matches!(status.as_u16(), 404 | 405 | 501) {
+            return After::End { session_lost: false };
+        }
+        let why = format!("HTTP {status}");
+        if passing(status) {
+            self.report(way, &why).await;
+            return After::Again;
+        }
+        // A server that does not know the event any more must not be asked for it for ever.
+        if self.last_id.take().is_some() {
+            way.context.events.count("upstream.stream_gap");
+            way.context.note(&format!(
+                "the server does not take up its stream where it broke off ({why}): what it said meanwhile is lost"
+            ));
+            return After::AtOnce;
+        }
+        if self.had {
+            self.report(way, &why).await;
+            return After::Again;
+        }
+        self.odd += 1;
+        if self.odd < ODD {
+            return After::Again;
+        }
+        way.context.note(&format!(
+            "the server gives no stream for what belongs to no call ({why} {ODD} times): it is taken to offer none"
+        ));
+        After::End { session_lost: false }
+    }
+
+    /// It is lost once it could not be had again: a server may close it now and then.
+    async fn report(&mut self, way: &Way, why: &str) {
+        way.context.events.count("upstream.stream_lost");
+        if !std::mem::replace(&mut self.lost, true) {
+            way.context.note(&format!("the server's stream is lost: {why}; it is asked for again"));
+            way.context.tell(News::StreamLost).await;
+        }
     }
 }
 

@@ -25,10 +25,13 @@ mod lane;
 mod listen;
 mod session;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod websocket;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ostler_domain::event::Happening;
@@ -40,6 +43,11 @@ use crate::budget::Budget;
 use crate::connection::{Frame, LINK, Link, News, Parts, Shared};
 use crate::events::Events;
 use crate::log::{Log, Stream};
+
+/// How long saying farewell to a server may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a courier may go on once nobody takes what it brings: for its farewell, and no more.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Where a server on the network is, and how it is spoken with.
 #[derive(Clone, Debug)]
@@ -144,10 +152,16 @@ async fn carry(target: Target, mut messages: mpsc::Receiver<Message>, context: C
     let frames = context.frames.clone();
     // Nobody is reached before there is something to say.
     if let Some(first) = messages.recv().await {
-        let ended = match target.transport {
-            Transport::Http => http::run(target, first, messages, context).await,
-            Transport::Sse => sse::run(target, first, messages, context).await,
-            _ => websocket::run(target, first, messages, context).await,
+        let carried = async {
+            match target.transport {
+                Transport::Http => http::run(target, first, messages, context).await,
+                Transport::Sse => sse::run(target, first, messages, context).await,
+                _ => websocket::run(target, first, messages, context).await,
+            }
+        };
+        let ended = crate::select::select! {
+            ended = carried => ended,
+            () = over(&frames) => Ok(()),
         };
         if let Err(why) = ended {
             let _ = frames.send(Frame::Closed(why)).await;
@@ -155,4 +169,11 @@ async fn carry(target: Target, mut messages: mpsc::Receiver<Message>, context: C
     }
     // That there is nothing more to come must not look like the server's doing.
     frames.closed().await;
+}
+
+/// Resolves when the connection is gone and everything that could still be said to the server had its time: whatever
+/// it is that does not end by then, an instance that is gone must not have it.
+async fn over(frames: &mpsc::Sender<Frame>) {
+    frames.closed().await;
+    tokio::time::sleep(LEAVING).await;
 }

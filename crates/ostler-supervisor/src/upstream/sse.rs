@@ -1,22 +1,27 @@
 //! HTTP with server-sent events, the transport of revision 2024-11-05: one stream (GET) carries everything the server
 //! says, and names the address to which messages are posted. The stream is the session: its end is the end.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use ostler_mcp::{Envelope, Kind, Message, Sse};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::body::{Events, Unread, is, refusal};
 use super::client::{Client, EVENTS, Pieces};
-use super::{Context, Target, lane};
+use super::lane::{self, Undelivered};
+use super::{Context, Target};
 use crate::connection::Frame;
 
 /// How long the server may take to open the stream and name the address.
 const OPENING: Duration = Duration::from_secs(30);
+/// How long the POST of a request that was answered or cancelled may still take.
+const HANDED: Duration = Duration::from_secs(1);
 /// Longest address that a server may name, in bytes.
 const MAX_ADDRESS: usize = 8 * 1024;
 
@@ -37,10 +42,18 @@ pub(super) async fn run(
     let (lane, items) = mpsc::channel(lane::WAITING);
     let mut helpers = JoinSet::new();
     helpers.spawn(lane::run(client.clone(), address.clone(), items, context.clone()));
-    let mut posting = Posting { client, address, context: context.clone(), requests: JoinSet::new(), lane };
+    let unanswered = Unanswered::default();
+    let mut posting = Posting {
+        client,
+        address,
+        context: context.clone(),
+        unanswered: unanswered.clone(),
+        requests: JoinSet::new(),
+        lane,
+    };
     // A task of its own: a stream is not read by turns.
     let mut stream = JoinSet::new();
-    stream.spawn(async move { follow(&mut events, &context).await });
+    stream.spawn(async move { follow(&mut events, &context, &unanswered).await });
     posting.take(first).await;
     loop {
         crate::select::select! {
@@ -56,10 +69,29 @@ pub(super) async fn run(
     Ok(())
 }
 
+/// The requests that were neither answered nor cancelled, by their ids. Some servers accept a POST only once they have
+/// answered it on the stream, so it has as long as its call has; but no longer.
+#[derive(Clone, Debug, Default)]
+struct Unanswered(Arc<Mutex<HashMap<Bytes, oneshot::Sender<()>>>>);
+
+impl Unanswered {
+    /// A request begins; resolves when it is over.
+    fn begin(&self, id: Bytes) -> oneshot::Receiver<()> {
+        let (over, heard) = oneshot::channel();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, over);
+        heard
+    }
+
+    fn over(&self, id: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
 struct Posting {
     client: Client,
     address: Uri,
     context: Context,
+    unanswered: Unanswered,
     requests: JoinSet<()>,
     lane: mpsc::Sender<lane::Item>,
 }
@@ -69,22 +101,44 @@ impl Posting {
         let text = message.to_bytes();
         let Ok(envelope) = Envelope::parse(&text) else { return };
         let id = envelope.id_text(&text).map(Bytes::copy_from_slice);
-        let (client, address, context) = (self.client.clone(), self.address.clone(), self.context.clone());
         match (envelope.kind, id) {
-            (Kind::Request, Some(id)) => drop(self.requests.spawn(async move {
-                // Its answer comes on the stream; here only that there will be none.
-                if let Err(why) = lane::post(&client, &address, HeaderMap::new(), message).await {
-                    context.broken(&id, &format!("the server could not be reached: {why}")).await;
-                }
-            })),
+            (Kind::Request, Some(id)) => self.request(id, message),
             // What comes after it must not overtake it.
             (Kind::Notification, _) if &*envelope.method == "notifications/initialized" => {
-                if let Err(why) = lane::post(&client, &address, HeaderMap::new(), message).await {
-                    context.note(&format!("`notifications/initialized` could not be delivered: {why}"));
+                let posted = lane::post(&self.client, &self.address, HeaderMap::new(), message).await;
+                if let Err(Undelivered { why, .. }) = posted {
+                    self.context.note(&format!("`notifications/initialized` could not be delivered: {why}"));
                 }
+            }
+            (Kind::Notification, _) if &*envelope.method == "notifications/cancelled" => {
+                if let Some(of) = envelope.inner.request_id.clone() {
+                    self.unanswered.over(&text[of]);
+                }
+                let _ = self.lane.send((HeaderMap::new(), message)).await;
             }
             _ => drop(self.lane.send((HeaderMap::new(), message)).await),
         }
+    }
+
+    /// Its answer comes on the stream; here only that there will be none.
+    fn request(&mut self, id: Bytes, message: Message) {
+        let (client, address, context) = (self.client.clone(), self.address.clone(), self.context.clone());
+        let (unanswered, over) = (self.unanswered.clone(), self.unanswered.begin(id.clone()));
+        self.requests.spawn(async move {
+            let mut posting = std::pin::pin!(lane::accepted(&client, &address, HeaderMap::new(), message));
+            let posted = crate::select::select! {
+                posted = &mut posting => posted,
+                _ = over => {
+                    // What becomes of it does not matter any more, but its connection is of further use.
+                    let _ = tokio::time::timeout(HANDED, posting).await;
+                    return;
+                }
+            };
+            if let Err(Undelivered { why, .. }) = posted {
+                unanswered.over(&id);
+                context.broken(&id, &format!("the server could not be reached: {why}")).await;
+            }
+        });
     }
 }
 
@@ -141,10 +195,16 @@ fn address(stream: &Uri, named: &[u8]) -> Result<Uri, String> {
 }
 
 /// Passes on what the server says; returns why there is no more.
-async fn follow(events: &mut Events, context: &Context) -> String {
+async fn follow(events: &mut Events, context: &Context, unanswered: &Unanswered) -> String {
     loop {
         match events.next().await {
             Ok(Some(Sse::Event { name, data })) if &*name == "message" && !data.is_empty() => {
+                if let Ok(envelope) = Envelope::parse(&data)
+                    && matches!(envelope.kind, Kind::Result | Kind::Error(_))
+                    && let Some(id) = envelope.id_text(&data)
+                {
+                    unanswered.over(id);
+                }
                 context.give(Frame::Message { text: data, of: None }).await;
             }
             Ok(Some(Sse::TooLong(bytes))) => drop(context.too_long(bytes)),

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::SplitSink;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::HeaderValue;
 use ostler_mcp::{Message, on_one_line};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -19,14 +19,12 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message as Ws, Utf8Bytes};
 
 use super::body::{Unread, count};
-use super::{Context, Target};
+use super::{Context, FAREWELL, Target};
 use crate::connection::Frame;
-use crate::web::{describe, tls};
+use crate::web::{connect, describe, tls};
 
 /// How long the server may take to accept the connection and to become a WebSocket.
 const OPENING: Duration = Duration::from_secs(30);
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(1);
 const PROTOCOL: &str = "sec-websocket-protocol";
 
 /// What a WebSocket runs on.
@@ -34,6 +32,7 @@ trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 type Socket = WebSocketStream<Box<dyn Wire>>;
+type Sink = SplitSink<Socket, Ws>;
 
 /// Carries messages until there are none to come.
 ///
@@ -42,7 +41,7 @@ type Socket = WebSocketStream<Box<dyn Wire>>;
 pub(super) async fn run(
     target: Target,
     first: Message,
-    mut messages: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<Message>,
     context: Context,
 ) -> Result<(), String> {
     let opened = tokio::time::timeout(OPENING, open(&target, context.max_message)).await;
@@ -50,6 +49,7 @@ pub(super) async fn run(
         .map_err(|_| format!("the server did not become a WebSocket within {OPENING:?}"))?
         .map_err(|why| format!("the server could not be reached: {why}"))?;
     let (mut sink, mut stream) = socket.split();
+    let frames = context.frames.clone();
     let mut reading = JoinSet::new();
     reading.spawn(async move {
         while let Some(frame) = stream.next().await {
@@ -69,6 +69,22 @@ pub(super) async fn run(
         }
         "the server closed the connection".to_owned()
     });
+    // A server that takes nothing must not keep a connection that is over.
+    crate::select::select! {
+        ended = send(&mut sink, first, messages, &mut reading) => ended?,
+        () = frames.closed() => {}
+    }
+    let _ = tokio::time::timeout(FAREWELL, sink.send(Ws::Close(None))).await;
+    Ok(())
+}
+
+/// Sends messages until there are none to come.
+async fn send(
+    sink: &mut Sink,
+    first: Message,
+    mut messages: mpsc::Receiver<Message>,
+    reading: &mut JoinSet<String>,
+) -> Result<(), String> {
     let mut next = Some(first);
     loop {
         if let Some(message) = next.take() {
@@ -84,13 +100,11 @@ pub(super) async fn run(
         crate::select::select! {
             message = messages.recv() => match message {
                 Some(message) => next = Some(message),
-                None => break,
+                None => return Ok(()),
             },
             Some(ended) = reading.join_next() => return Err(ended.unwrap_or_default()),
         }
     }
-    let _ = tokio::time::timeout(FAREWELL, sink.send(Ws::Close(None))).await;
-    Ok(())
 }
 
 async fn open(target: &Target, max_message: usize) -> Result<Socket, String> {
@@ -100,12 +114,12 @@ async fn open(target: &Target, max_message: usize) -> Result<Socket, String> {
     }
     request.headers_mut().insert(PROTOCOL, HeaderValue::from_static("mcp"));
     let secure = target.uri.scheme_str() == Some("wss");
-    let host = target.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let host = target.uri.host().unwrap_or_default();
     let port = target.uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = TcpStream::connect((host, port)).await.map_err(|error| describe(&error))?;
-    tcp.set_nodelay(true).map_err(|error| describe(&error))?;
+    let tcp = connect(host, port).await?;
     let wire: Box<dyn Wire> = if secure {
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| describe(&error))?;
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+            .map_err(|error| describe(&error))?;
         let connector = TlsConnector::from(std::sync::Arc::new(tls().await?));
         Box::new(connector.connect(name, tcp).await.map_err(|error| describe(&error))?)
     } else {

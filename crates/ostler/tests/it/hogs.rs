@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{Http, Session, text};
-use crate::support::{Daemon, PATIENCE};
+use crate::support::{Daemon, PATIENCE, wait_until};
 
 /// The hogs, with the limit that each runs into and the words by which it is named: by what the kernel holds it
 /// with, or, where there is nothing of the kind, by the daemon's measuring.
@@ -74,4 +74,52 @@ async fn each_hog_is_named_and_its_quiet_neighbour_answers_every_call() {
     );
     let forks = daemon.wait_row("forks", "it is measured", |row| row["threads"].as_u64() > Some(0));
     assert!(forks["threads"].as_u64() <= Some(40), "{forks}");
+}
+
+/// Starts its arguments where no cgroup is to be seen: as root, or as root of a user namespace.
+const WITHOUT_CGROUPS: [&[&str]; 2] = [
+    &["unshare", "--mount", "sh", "-c", HIDE, "sh"],
+    &["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", HIDE, "sh"],
+];
+
+const HIDE: &str = "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"";
+
+#[test]
+fn what_nothing_in_the_kernel_holds_is_measured_and_killed() {
+    let works = |below: &&&'static [&'static str]| {
+        let tried = std::process::Command::new(below[0]).args(&below[1..]).arg("true").output();
+        tried.is_ok_and(|output| output.status.success())
+    };
+    let Some(below) = WITHOUT_CGROUPS.iter().find(works) else {
+        return eprintln!("SKIPPED: `unshare --mount` is not permitted here, not even with a user namespace");
+    };
+    let hogs = [
+        ("memory", "hog-memory\", \"150", "memory = \"64MiB\""),
+        ("forks", "fork-bomb\", \"200", "pids = 40"),
+    ];
+    let mut config = "[metrics]\ninterval = \"200ms\"\n".to_owned();
+    for (name, words, limits) in hogs {
+        config += &format!(
+            "[servers.{name}]\ncommand = \"{}\"\nargs = [\"late\", \"legacy\", \"{words}\"]\nscope = \"shared\"\n\
+             limits = {{ {limits} }}\n",
+            ostler_testkit::evil::path().display()
+        );
+    }
+    let daemon = Daemon::start_below(below, &config);
+    let status = daemon.cli(&["status", "memory.1"]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("sampled"), "{status:?}");
+    for (name, words) in [("memory", "over its memory limit: "), ("forks", " of 40; ")] {
+        let mut message = None;
+        wait_until(&format!("`{name}` is over its limit"), || {
+            message = named(&daemon.events(), name, &[words]).map(str::to_owned);
+            message.is_some()
+        });
+        assert!(
+            message.as_deref().is_some_and(|message| message.ends_with(", so it is killed")),
+            "{message:?}"
+        );
+        // The guard says that nothing is left of its tree, and it is a failure like any other.
+        let row = daemon.wait_row(name, "it is tried again", |row| row["generation"].as_u64() > Some(1));
+        assert!(row["restarts"].as_u64() > Some(0), "{row}");
+    }
 }

@@ -21,4 +21,5 @@ mod ports;
 mod pressure;
 mod reload;
 mod support;
+mod tls;
 mod upstream;

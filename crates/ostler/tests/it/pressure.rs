@@ -183,6 +183,29 @@ async fn a_place_that_nobody_uses_is_given_to_whoever_asks_again() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_again_while_a_place_is_coming_stops_nobody_else() {
+    // They take their time to end.
+    let slow = |name: &str| {
+        format!(
+            "[servers.{name}]\ncommand = \"{}\"\nargs = [\"legacy\", \"ignore-eof\"]\nscope = \"shared\"\n\
+             start = \"on-demand\"\nenv = {{ CALLED = \"{name}\" }}\nstop = {{ grace = \"500ms\" }}\n",
+            ostler_testkit::evil::path().display()
+        )
+    };
+    let idle = ["a", "b", "c"];
+    let config = "[limits]\nprocesses = 3\n".to_owned() + &idle.map(slow).concat() + &small("new", "");
+    let daemon = Daemon::start(&config, &[]);
+    let http = Http::new(daemon.address());
+    for name in idle {
+        let session = Session::open(&http, name).await;
+        assert_eq!(session.end().await, 200);
+    }
+    asked_until_let_in(&http, "new").await;
+    let relieved = daemon.events().iter().filter(|event| event["kind"] == "relief").count();
+    assert_eq!(relieved, 1, "{:#?}", daemon.events());
+}
+
 #[test]
 fn memory_above_the_warning_is_an_ailment_and_an_alert() {
     let config = "[metrics]\ninterval = \"100ms\"\n".to_owned()

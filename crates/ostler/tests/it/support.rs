@@ -16,6 +16,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Daemon {
     dir: TempDir,
     child: Option<Child>,
+    /// The words of a command that starts its arguments in its own place, where the daemon is not to be started by
+    /// itself.
+    below: &'static [&'static str],
 }
 
 impl Daemon {
@@ -29,8 +32,17 @@ impl Daemon {
         let dir = tempfile::tempdir().expect("a temporary directory");
         write_config(dir.path(), config);
         prepare(dir.path());
-        let mut daemon = Self { dir, child: None };
+        let mut daemon = Self { dir, child: None, below: &[] };
         daemon.start_again(env);
+        daemon
+    }
+
+    /// The same by a command that starts its arguments in its own place.
+    pub(crate) fn start_below(below: &'static [&'static str], config: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        write_config(dir.path(), config);
+        let mut daemon = Self { dir, child: None, below };
+        daemon.start_again(&[]);
         daemon
     }
 
@@ -46,7 +58,10 @@ impl Daemon {
             let path = self.dir.path().join(name);
             std::fs::OpenOptions::new().create(true).append(true).open(path).expect("a log file")
         };
-        let mut command = self.ostler();
+        let ostler = self.ostler();
+        let mut words = self.below.iter().map(std::ffi::OsStr::new).chain([ostler.get_program()]);
+        let mut command = Command::new(words.next().expect("the program at least"));
+        command.args(words).envs(ostler.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.arg("up").arg(self.dir.path().join("ostler.toml")).envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(log("out")).stderr(log("err"));
         self.child = Some(command.spawn().expect("ostler starts"));

@@ -13,7 +13,7 @@ use crate::support::{Daemon, wait_until};
 const LOST: i64 = -31001;
 
 /// A range that the machine gives to nobody by itself; each test has a tenth of it.
-fn range(test: u16) -> (u16, u16) {
+pub(crate) fn range(test: u16) -> (u16, u16) {
     let first = 30_000 + u16::try_from(std::process::id() % 20).expect("small") * 100 + test * 10;
     (first, first + 9)
 }
@@ -264,10 +264,10 @@ async fn a_connection_to_elsewhere_that_ends_is_made_again() {
 }
 
 /// A fake server that is nobody's instance. Ended when dropped.
-struct Elsewhere(Child);
+pub(crate) struct Elsewhere(Child);
 
 impl Elsewhere {
-    fn start(wire: &str, port: u16, words: &[&str]) -> Self {
+    pub(crate) fn start(wire: &str, port: u16, words: &[&str]) -> Self {
         let mut command = Command::new(ostler_testkit::fake::path());
         command.args([wire, &port.to_string(), "legacy"]).args(words).stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");

@@ -697,7 +697,7 @@ fn pick(from: &[usize], which: usize) -> Option<usize> {
 fn said_by(out: Out<Sink>) -> Said {
     let text = |message: &Message| String::from_utf8(message.to_bytes().to_vec()).unwrap();
     match out {
-        Out::Write(message) => {
+        Out::Write(message) | Out::Reply(message) => {
             let text = text(&message);
             let envelope = Envelope::parse(text.as_bytes()).unwrap();
             let part = |span: Option<std::ops::Range<usize>>| text[span.unwrap()].to_owned();

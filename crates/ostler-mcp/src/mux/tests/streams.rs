@@ -64,6 +64,34 @@ fn what_comes_beside_the_streams_of_calls_is_nobodys_even_while_one_call_runs() 
 }
 
 #[test]
+fn what_comes_beside_the_streams_of_calls_is_nobodys_for_a_while_after_a_session_left() {
+    let mut mux = two_calls();
+    mux.settings.streams_per_call = true;
+    let heard = |mux: &mut Mux<Ticket>, now_ms| {
+        let mut out = Vec::new();
+        mux.server_line(Bytes::from_static(CHANGED.as_bytes()), now_ms, &mut out);
+        matches!(out[..], [Out::Emit { .. } | Out::ToSession { .. }])
+    };
+    // Its call is answered, so nothing of it runs any more; what the server said in it may still be on its way.
+    on_stream(&mut mux, 1, r#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
+    mux.detach(10, 100, &mut Vec::new());
+    assert!(!heard(&mut mux, 101));
+    assert!(!heard(&mut mux, 99 + Mux::<Ticket>::LINGER_MS));
+    assert!(heard(&mut mux, 100 + Mux::<Ticket>::LINGER_MS));
+    // One that comes back alone hears what may be its own, but nothing of the other that left before it did.
+    on_stream(&mut mux, 2, r#"{"jsonrpc":"2.0","id":2,"result":{}}"#);
+    mux.detach(20, 200_000, &mut Vec::new());
+    mux.attach(20);
+    assert!(heard(&mut mux, 200_001));
+    mux.attach(10);
+    mux.detach(10, 200_002, &mut Vec::new());
+    mux.detach(20, 200_003, &mut Vec::new());
+    mux.attach(20);
+    assert!(!heard(&mut mux, 200_004));
+    assert!(heard(&mut mux, 200_002 + Mux::<Ticket>::LINGER_MS));
+}
+
+#[test]
 fn a_stream_answers_no_call_but_its_own() {
     let mut mux = two_calls();
     let out = on_stream(&mut mux, 1, r#"{"jsonrpc":"2.0","id":2,"result":{}}"#);
@@ -77,7 +105,7 @@ fn what_comes_on_the_stream_of_a_cancelled_call_is_nobodys() {
     let mut mux = two_calls();
     mux.cancel_ticket(1, "cancelled", 1, &mut Vec::new());
     let out = on_stream(&mut mux, 1, ASK);
-    let [Out::Write(refusal), Out::Note(Note::RequestRefused { reason, .. })] = &out[..] else {
+    let [Out::Reply(refusal), Out::Note(Note::RequestRefused { reason, .. })] = &out[..] else {
         panic!("{out:?}")
     };
     assert!(String::from_utf8_lossy(&refusal.to_bytes()).contains("-32601"));

@@ -76,7 +76,7 @@ fn word(out: Out<u64>) -> String {
         }
     };
     match out {
-        Out::Write(message) => format!("write {}", text(&message)),
+        Out::Write(message) | Out::Reply(message) => format!("write {}", text(&message)),
         Out::Finish(sink, answer) => format!("finish {sink} {}", text(&answer.message)),
         Out::Emit { ticket, message, .. } => format!("emit {ticket} {}", text(&message)),
         Out::ToSession { session, message, .. } => format!("session {session} {}", text(&message)),
