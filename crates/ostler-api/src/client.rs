@@ -17,8 +17,8 @@ use crate::error::ClientError;
 use crate::events::{EventQuery, EventStream};
 use crate::routes::{self, Route};
 use crate::types::{
-    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView,
-    ReloadView, ServerView, SessionView,
+    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, NewSession,
+    OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
 };
 
 /// Longest wait for the socket to take a connection.
@@ -233,6 +233,24 @@ impl Client {
         self.fetch(&routes::SESSION_REMOVE, &[id], "", self.action_limit).await.map(drop)
     }
 
+    /// The session of this name, or a new one with a handle.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn open_session(&self, wanted: &NewSession) -> Result<OpenedSession, ClientError> {
+        decode(&self.ask(&routes::SESSION_OPEN, &[], "", written(wanted)?, self.action_limit).await?)
+    }
+
+    /// The instance of a server that a session has for itself; waits until it serves.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn session_instance(&self, id: &str, server: &str) -> Result<OwnInstanceView, ClientError> {
+        decode(&self.fetch(&routes::SESSION_INSTANCE, &[id, server], "", self.action_limit).await?)
+    }
+
     /// The processes started by hand, those that have ended included.
     ///
     /// # Errors
@@ -257,9 +275,7 @@ impl Client {
     ///
     /// Any [`ClientError`].
     pub async fn spawn(&self, process: &NewProcess) -> Result<ProcessView, ClientError> {
-        let body = serde_json::to_vec(process)
-            .map_err(|e| ClientError::Protocol(format!("the request cannot be written: {e}")))?;
-        decode(&self.ask(&routes::PROCESS_SPAWN, &[], "", body.into(), self.action_limit).await?)
+        decode(&self.ask(&routes::PROCESS_SPAWN, &[], "", written(process)?, self.action_limit).await?)
     }
 
     /// Stops a process started by hand; it stays listed.
@@ -580,6 +596,12 @@ async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
             Err(ClientError::Protocol(format!("the body ended early or exceeds {MAX_ANSWER} bytes ({e})")))
         }
     }
+}
+
+/// A body of JSON.
+fn written<T: serde::Serialize>(body: &T) -> Result<Bytes, ClientError> {
+    let written = serde_json::to_vec(body);
+    Ok(written.map_err(|e| ClientError::Protocol(format!("the request cannot be written: {e}")))?.into())
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {

@@ -20,6 +20,7 @@ pub use openapi::{openapi, openapi_json};
 pub use paths::{PathError, RuntimeDir, StateDir};
 pub use types::{
     AlertView, ApiError, AuditView, CleanupView, DaemonStatus, EndView, EventView, FindingView, GaugeView,
-    InstanceView, KeyChangeView, LimitView, LogLine, NewProcess, PoolView, ProcessLimits, ProcessView,
-    ReloadView, RestartWhen, ServerReloadView, ServerView, SessionView, UsageView,
+    InstanceView, KeyChangeView, LimitView, LogLine, NewProcess, NewSession, OpenedSession, OwnInstanceView,
+    PoolView, ProcessLimits, ProcessView, ReloadView, RestartWhen, ServerReloadView, ServerView, SessionView,
+    UsageView,
 };

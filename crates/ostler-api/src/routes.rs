@@ -6,8 +6,8 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::types::{
-    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, ProcessView,
-    ReloadView, ServerView, SessionView,
+    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, NewSession,
+    OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
 };
 
 /// Where a parameter stands.
@@ -114,6 +114,9 @@ pub const ERROR: TypeRef = TypeRef::of::<ApiError>("ApiError");
 const STATUS_T: TypeRef = TypeRef::of::<DaemonStatus>("DaemonStatus");
 const SERVER_T: TypeRef = TypeRef::of::<ServerView>("ServerView");
 const INSTANCE_T: TypeRef = TypeRef::of::<InstanceView>("InstanceView");
+const NEW_SESSION_T: TypeRef = TypeRef::of::<NewSession>("NewSession");
+const OPENED_SESSION_T: TypeRef = TypeRef::of::<OpenedSession>("OpenedSession");
+const OWN_INSTANCE_T: TypeRef = TypeRef::of::<OwnInstanceView>("OwnInstanceView");
 const SESSION_T: TypeRef = TypeRef::of::<SessionView>("SessionView");
 const ALERT_T: TypeRef = TypeRef::of::<AlertView>("AlertView");
 const AUDIT_T: TypeRef = TypeRef::of::<AuditView>("AuditView");
@@ -304,6 +307,45 @@ pub const SESSIONS: Route = route(
     &[],
     Answer::List(SESSION_T),
 );
+/// Find or open a session.
+pub const SESSION_OPEN: Route = with_body(
+    route(
+        Method::POST,
+        "/api/v1/sessions",
+        "openSession",
+        "The session of a name, opened where there is none; or a new one with a handle of its own.",
+        &[],
+        Answer::One(OPENED_SESSION_T),
+    ),
+    NEW_SESSION_T,
+);
+/// One session.
+pub const SESSION: Route = route(
+    Method::GET,
+    "/api/v1/sessions/{id}",
+    "getSession",
+    "One client session.",
+    &[SESSION_ID],
+    Answer::One(SESSION_T),
+);
+/// The instance of a server that a session has for itself.
+pub const SESSION_INSTANCE: Route = route(
+    Method::POST,
+    "/api/v1/sessions/{id}/instances/{name}",
+    "sessionInstance",
+    "The instance of a server that a session has for itself, found or started; answers when it serves.",
+    &[SESSION_ID, NAME],
+    Answer::One(OWN_INSTANCE_T),
+);
+/// Give it up.
+pub const SESSION_INSTANCE_REMOVE: Route = route(
+    Method::DELETE,
+    "/api/v1/sessions/{id}/instances/{name}",
+    "removeSessionInstance",
+    "Give up the instance of a server that a session has for itself.",
+    &[SESSION_ID, NAME],
+    Answer::NoContent,
+);
 /// End a session.
 pub const SESSION_REMOVE: Route = route(
     Method::DELETE,
@@ -442,6 +484,10 @@ pub const ALL: &[Route] = &[
     INSTANCE_RESTART,
     INSTANCE_LOGS,
     SESSIONS,
+    SESSION_OPEN,
+    SESSION,
+    SESSION_INSTANCE,
+    SESSION_INSTANCE_REMOVE,
     SESSION_REMOVE,
     PROCESSES,
     PROCESS_SPAWN,

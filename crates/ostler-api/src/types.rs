@@ -353,20 +353,60 @@ pub struct LogLine {
 pub struct SessionView {
     /// A short handle for listings; the session's secret key is never shown.
     pub id: String,
-    /// The server it talks to.
-    pub server: String,
-    /// Name and version the client gave.
+    /// The server it is about; absent for a modern one, which may use several.
+    pub server: Option<String>,
+    /// Name and version the client gave, or the name it chose for the session.
     pub client: Option<String>,
     /// Who it belongs to.
     pub principal: String,
-    /// The instance that serves it.
-    pub instance: Option<String>,
+    /// The instances it holds.
+    pub instances: Vec<String>,
     /// Milliseconds since it began.
     pub age_ms: u64,
     /// Milliseconds since it was last heard of.
     pub idle_ms: u64,
     /// Calls of it that are running.
     pub calls: u32,
+}
+
+/// A session that is wanted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewSession {
+    /// Its name: 1 to 128 visible ASCII characters, as in the header `Ostler-Session`. The session of this name where
+    /// there is one. Absent: a new session, with a handle.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// A session that was found or opened.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OpenedSession {
+    /// Names it in listings and in this API.
+    pub id: String,
+    /// What its client shows, in the header `Ostler-Session` or in the path: its name, or the handle made for it.
+    pub key: String,
+}
+
+/// An instance that a session has for itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OwnInstanceView {
+    /// The session.
+    pub session: String,
+    /// The server.
+    pub server: String,
+    /// The instance, `<server>.<number>`.
+    pub instance: String,
+    /// Counts its processes.
+    pub generation: u64,
+    /// The number of the lease, where the instance is of a pool: a later one is greater.
+    pub fence: Option<u64>,
+    /// The server's first process.
+    pub pid: Option<u32>,
+    /// Its state.
+    pub state: String,
+    /// The ports of its process on 127.0.0.1, by name.
+    pub ports: BTreeMap<String, u16>,
 }
 
 /// Something that happened, with its reason.

@@ -91,15 +91,15 @@ pub(crate) fn sessions(rows: &[SessionView]) -> String {
     if rows.is_empty() {
         return "no sessions\n".to_owned();
     }
-    let header = ["ID", "SERVER", "CLIENT", "PRINCIPAL", "INSTANCE", "AGE", "IDLE", "CALLS"];
+    let header = ["ID", "SERVER", "CLIENT", "PRINCIPAL", "INSTANCES", "AGE", "IDLE", "CALLS"];
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| NONE.to_owned());
     let row = |s: &SessionView| {
         vec![
             s.id.clone(),
-            s.server.clone(),
+            or_none(&s.server),
             or_none(&s.client),
             s.principal.clone(),
-            or_none(&s.instance),
+            if s.instances.is_empty() { NONE.to_owned() } else { s.instances.join(" ") },
             duration(s.age_ms),
             duration(s.idle_ms),
             s.calls.to_string(),
@@ -556,10 +556,10 @@ pub(crate) mod samples {
     pub(crate) fn sessions() -> Vec<SessionView> {
         let session = SessionView {
             id: "s7f3a".to_owned(),
-            server: "github".to_owned(),
+            server: Some("github".to_owned()),
             client: Some("claude-code 2.1.0".to_owned()),
             principal: "local:1000".to_owned(),
-            instance: Some("github.1".to_owned()),
+            instances: vec!["github.1".to_owned()],
             age_ms: 184_000,
             idle_ms: 420,
             calls: 1,
@@ -567,7 +567,7 @@ pub(crate) mod samples {
         let rude = SessionView {
             id: "s0001".to_owned(),
             client: Some("evil\u{1b}]0;title\u{7}".to_owned()),
-            instance: None,
+            instances: Vec::new(),
             ..session.clone()
         };
         vec![session, rude]

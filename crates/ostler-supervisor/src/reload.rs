@@ -308,7 +308,7 @@ impl Supervisor {
     /// Ends the sessions that an instance serves; their clients are told why when they ask again.
     async fn end_sessions(&self, handle: &Arc<InstanceHandle>, reason: &Arc<str>) {
         for session in self.sessions().all() {
-            if Arc::ptr_eq(&session.instance, handle) {
+            if session.holds(handle) {
                 self.dismiss(&session, reason).await;
             }
         }
@@ -318,7 +318,7 @@ impl Supervisor {
     async fn end_estranged(&self, (leader, name, reason): &Estranged) {
         let patience = Instant::now() + leader.spec.deadlines.drain;
         for session in self.sessions().all() {
-            if session.server == *name {
+            if session.server() == Some(name) {
                 let _ = tokio::time::timeout_at(patience, session.until_quiet()).await;
                 self.dismiss(&session, reason).await;
             }

@@ -567,6 +567,29 @@ impl Server {
         Ok(handle.lease().map_or_else(|| ending(&handle), Found::Fitting))
     }
 
+    /// The instance for this owner of a server that Ostler speaks no MCP with; created, and asked to start, where there is
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`].
+    pub(crate) fn acquire_plain(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        owner: &Owner,
+    ) -> Result<Lease, Unavailable> {
+        let mut instances = self.lock();
+        let mine = instances.iter().find(|handle| *handle.owner() == *owner && !handle.is_retired());
+        let handle = match mine {
+            Some(handle) => Arc::clone(handle),
+            None => {
+                let wanted = Wanted { owner, era: None, initialize: None, on_demand: true };
+                self.create(core, &mut instances, wanted)?
+            }
+        };
+        let ending = || Unavailable::Limit(format!("`{}` is just ending", handle.id));
+        handle.lease().ok_or_else(ending)
+    }
+
     /// Starts an instance that no client has asked for yet, in whichever era the server turns out to have. False after a
     /// wait for an earlier one to go: by now, what it needs may not serve any more.
     pub(crate) async fn start_eagerly(

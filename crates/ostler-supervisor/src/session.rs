@@ -1,12 +1,17 @@
-//! Sessions of legacy clients: who they are, what instance serves them, when they end.
+//! Sessions: who they are, which instances they hold, when they end.
+//!
+//! A session is one client's conversation. A legacy one is about one server and known by a secret that the daemon made;
+//! a modern one is known by a key of its principal's (ADR 9), and may use several servers. Either holds at most one
+//! instance of each.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ostler_domain::ServerName;
 use ostler_mcp::mux::SessionKey;
+use ostler_mcp::version;
 use tokio::sync::Notify;
 
 use crate::clock::now_ms;
@@ -19,6 +24,10 @@ use crate::stream::{Keep, Presence, ReplayStream};
 const ENDED_STREAMS: usize = 16;
 /// An ended stream that holds more than this is not kept once it was read to its end.
 const ENDED_STREAM_BYTES: usize = 64 * 1024;
+/// Servers of which one session may have an instance for itself.
+pub(crate) const MAX_SEATS: usize = 64;
+/// Why what a session had for itself is ended with it.
+const ENDED: &str = "its session ended";
 /// Longest for the connection to an instance of a pool to let go of a session that has ended.
 const DETACH: Duration = Duration::from_secs(5);
 /// Sessions that a reload ended of which it is known why; more than a daemon holds by default.
@@ -29,22 +38,20 @@ const FAREWELLS: usize = 2048;
 pub struct Session {
     /// Names it on connections.
     pub key: SessionKey,
-    /// The secret the client shows (`Mcp-Session-Id`).
+    /// What its client shows: a legacy one the secret that it was given (`Mcp-Session-Id`), a modern one its key.
     pub id: Box<str>,
     /// Names it in listings.
     pub handle: Arc<str>,
-    /// The server it talks to.
-    pub server: ServerName,
+    /// What only a legacy session has.
+    bound: Option<Bound>,
     /// Whose it is.
     pub principal: Arc<str>,
     /// Name and version the client gave.
     pub client: Option<String>,
     /// The revision agreed on.
     pub version: String,
-    /// The instance that serves it.
-    pub instance: Arc<InstanceHandle>,
-    /// Its hold on the instance, until it ends: also while the instance has no process to be attached to.
-    lease: Mutex<Option<Lease>>,
+    /// Its holds on instances, until it ends: also while an instance has no process to be attached to.
+    seats: Mutex<BTreeMap<ServerName, Seat>>,
     /// When it began, in milliseconds of [`now_ms`].
     pub created_ms: u64,
     /// Messages that belong to none of its calls.
@@ -61,6 +68,17 @@ pub struct Session {
     /// Told when no call runs any more.
     quiet: Notify,
 }
+
+/// The server that a legacy session is about.
+#[derive(Debug)]
+struct Bound {
+    server: ServerName,
+    instance: Arc<InstanceHandle>,
+}
+
+/// A session's hold on its instance of one server. Locked while that is found or started, so that two calls of the
+/// session do not start two.
+pub(crate) type Seat = Arc<tokio::sync::Mutex<Option<Lease>>>;
 
 #[derive(Debug, Default)]
 struct Streams {
@@ -132,6 +150,52 @@ impl Session {
         now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed))
     }
 
+    /// The server it is about, where it is a legacy one.
+    pub fn server(&self) -> Option<&ServerName> {
+        self.bound.as_ref().map(|bound| &bound.server)
+    }
+
+    /// The instance that serves it, where it is a legacy one.
+    pub fn instance(&self) -> Option<&Arc<InstanceHandle>> {
+        self.bound.as_ref().map(|bound| &bound.instance)
+    }
+
+    /// The instances that it holds, by server. One that is being found or started is left out.
+    pub fn instances(&self) -> Vec<(ServerName, Arc<InstanceHandle>)> {
+        let seats = self.seats();
+        let held = seats.iter().filter_map(|(server, seat)| {
+            let seat = seat.try_lock().ok()?;
+            Some((server.clone(), Arc::clone(seat.as_ref()?.handle())))
+        });
+        held.collect()
+    }
+
+    /// Whether it holds this instance.
+    pub fn holds(&self, handle: &InstanceHandle) -> bool {
+        self.instances().iter().any(|(_, held)| std::ptr::eq(&raw const **held, handle))
+    }
+
+    /// Its place for an instance of this server; `None` once it has ended, or when it has [`MAX_SEATS`].
+    pub(crate) fn seat(&self, server: &ServerName) -> Option<Seat> {
+        let mut seats = self.seats();
+        let full = seats.len() >= MAX_SEATS && !seats.contains_key(server);
+        (!full && !self.ended()).then(|| Arc::clone(seats.entry(server.clone()).or_default()))
+    }
+
+    /// Gives back its instance of this server; false when it has none.
+    pub async fn give_up(self: &Arc<Self>, server: &ServerName) -> bool {
+        let seat = self.seats().get(server).cloned();
+        let Some(seat) = seat else { return false };
+        let lease = seat.lock().await.take();
+        let held = lease.is_some();
+        leave(lease, self.key, "its session gave it back").await;
+        held
+    }
+
+    fn seats(&self) -> MutexGuard<'_, BTreeMap<ServerName, Seat>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether it has ended.
     pub fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
@@ -142,7 +206,13 @@ impl Session {
     /// # Errors
     /// [`Unavailable`], with the reason.
     pub async fn connection(&self, patience: Duration) -> Result<Arc<Connection>, Unavailable> {
-        let (connection, _) = self.instance.connection(patience).await?;
+        let Some(instance) = self.instance() else {
+            return Err(Unavailable::Limit(format!(
+                "session {} is about no server in particular",
+                self.handle
+            )));
+        };
+        let (connection, _) = instance.connection(patience).await?;
         let mut attached = self.attached.lock().await;
         if *attached != connection.generation().0 {
             // A connection that is closed already refuses the call itself.
@@ -204,29 +274,44 @@ impl Session {
         self.ended.store(true, Ordering::Release);
         self.outbox.end();
         self.lock().ended.clear();
-        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let pooled = lease.as_ref().is_some_and(Lease::is_of_pool);
-        // This ends its calls with an error, and with each its stream. Not waited for: the connection of a server
-        // that reads nothing takes no word either, and nobody's end may depend on that.
-        let (connection, key) = (self.instance.snapshot().connection.clone(), self.key);
-        if pooled {
-            tokio::spawn(give_back(lease, connection, key));
-            return;
+        // Who is just starting one finds the session ended, and leaves it himself.
+        let seats = std::mem::take(&mut *self.seats());
+        for seat in seats.into_values() {
+            let key = self.key;
+            match seat.try_lock() {
+                Ok(mut seat) => leave(seat.take(), key, ENDED).await,
+                Err(_) => {
+                    let seat = Arc::clone(&seat);
+                    tokio::spawn(async move { leave(seat.lock().await.take(), key, ENDED).await });
+                }
+            }
         }
-        drop(lease);
-        if let Some(connection) = connection {
-            tokio::spawn(async move { connection.detach(key).await });
-        }
-        if let Owner::Session(_) = *self.instance.owner() {
-            self.instance.end("its session ended".to_owned()).await;
-        }
+    }
+}
+
+/// Lets go of an instance. One that was the session's alone is on its way down when this returns.
+async fn leave(lease: Option<Lease>, key: SessionKey, reason: &str) {
+    let Some(lease) = lease else { return };
+    let handle = Arc::clone(lease.handle());
+    // This ends its calls with an error, and with each its stream. Not waited for: the connection of a server
+    // that reads nothing takes no word either, and nobody's end may depend on that.
+    let connection = handle.snapshot().connection.clone();
+    if lease.is_of_pool() {
+        tokio::spawn(give_back(lease, connection, key));
+        return;
+    }
+    drop(lease);
+    if let Some(connection) = connection {
+        tokio::spawn(async move { connection.detach(key).await });
+    }
+    if let Owner::Session(_) = *handle.owner() {
+        handle.end(reason.to_owned()).await;
     }
 }
 
 /// Gives an instance back to its pool once it knows nothing of the session any more. One that does not hear of its end
 /// is of no use to the next.
-async fn give_back(lease: Option<Lease>, connection: Option<Arc<Connection>>, key: SessionKey) {
-    let Some(lease) = lease else { return };
+async fn give_back(lease: Lease, connection: Option<Arc<Connection>>, key: SessionKey) {
     if let Some(connection) = connection
         && tokio::time::timeout(DETACH, connection.detach(key)).await.is_err()
     {
@@ -264,6 +349,31 @@ pub struct Sessions {
     lull: Arc<Lull>,
     /// Why the daemon ended sessions whose clients may still ask for them, by their secrets; the latest.
     farewells: Mutex<VecDeque<(Box<str>, Arc<str>)>>,
+}
+
+/// What the keys begin with that the daemon makes.
+const HANDLE: &str = "ses_";
+
+/// Whether a key looks like one that the daemon made: such a one is never opened by being used.
+pub fn is_handle(key: &str) -> bool {
+    key.strip_prefix(HANDLE)
+        .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// What a modern session is found by: names of two principals never meet, and none is a legacy session's secret.
+fn id_of(principal: &str, key: &str) -> Box<str> {
+    format!("{principal}\n{key}").into()
+}
+
+/// Why there is no session of a key.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NoSession {
+    /// There are as many as there may be.
+    #[error("{0} sessions exist already (limits.sessions)")]
+    Full(usize),
+    /// It has ended, for this reason where that is known; or it is another principal's, or never was.
+    #[error("no such session: {}", .0.as_deref().map_or_else(|| "it ended, expired or was never made".to_owned(), |why| format!("it ended, because {why}")))]
+    Ended(Option<Arc<str>>),
 }
 
 /// A place in the table, for a session that is being opened.
@@ -325,19 +435,81 @@ impl Sessions {
         Some(Place(self))
     }
 
-    /// Adds a session in the place taken for it.
+    /// Adds a legacy session in the place taken for it.
     pub fn open(&self, place: Place<'_>, opening: Opening) -> Arc<Session> {
-        let presence = Arc::<Presence>::default();
+        let Opening { server, key, principal, client, version, instance } = opening;
+        let bound = Bound { server: server.clone(), instance: Arc::clone(instance.handle()) };
+        let seat = Arc::new(tokio::sync::Mutex::new(Some(instance)));
         let session = Arc::new(Session {
-            key: opening.key,
-            id: format!("{:032x}", crate::random::bits128()).into(),
-            handle: handle_of(opening.key),
-            server: opening.server,
-            principal: opening.principal,
-            client: opening.client,
-            version: opening.version,
-            instance: Arc::clone(opening.instance.handle()),
-            lease: Mutex::new(Some(opening.instance)),
+            bound: Some(bound),
+            seats: Mutex::new(BTreeMap::from([(server, seat)])),
+            client,
+            version,
+            ..self.blank(key, format!("{:032x}", crate::random::bits128()).into(), principal)
+        });
+        // The place now belongs to the session, until it ends.
+        std::mem::forget(place);
+        self.write().insert(session.id.clone(), Arc::clone(&session));
+        self.changed.notify_one();
+        session
+    }
+
+    /// This principal's modern session of this key, and whether it is new. One whose key looks like a handle
+    /// ([`is_handle`]) is never new.
+    ///
+    /// # Errors
+    /// [`NoSession`], with the reason.
+    pub fn find_or_open(&self, principal: &Arc<str>, key: &str) -> Result<(Arc<Session>, bool), NoSession> {
+        let id = id_of(principal, key);
+        if let Some(session) = self.get(&id) {
+            return Ok((session, false));
+        }
+        if is_handle(key) {
+            return Err(NoSession::Ended(self.farewell(&id)));
+        }
+        self.add(principal, id, key).map(|(session, is_new)| (session, is_new))
+    }
+
+    /// A new modern session of this principal, and the handle that is its key.
+    ///
+    /// # Errors
+    /// [`NoSession::Full`].
+    pub fn open_with_handle(&self, principal: &Arc<str>) -> Result<(Arc<Session>, String), NoSession> {
+        let key = format!("{HANDLE}{:032x}", crate::random::bits128());
+        let (session, _) = self.add(principal, id_of(principal, &key), &key)?;
+        Ok((session, key))
+    }
+
+    fn add(&self, principal: &Arc<str>, id: Box<str>, key: &str) -> Result<(Arc<Session>, bool), NoSession> {
+        let place = self.reserve().ok_or(NoSession::Full(self.limit))?;
+        let mut table = self.write();
+        // Of two calls that open it at the same time, one finds the other's.
+        if let Some(session) = table.get(&id) {
+            return Ok((Arc::clone(session), false));
+        }
+        let name = (!key.is_empty() && !is_handle(key)).then(|| key.to_owned());
+        let session =
+            Session { client: name, ..self.blank(self.next_key(), id.clone(), Arc::clone(principal)) };
+        let session = Arc::new(session);
+        std::mem::forget(place);
+        table.insert(id, Arc::clone(&session));
+        drop(table);
+        self.changed.notify_one();
+        Ok((session, true))
+    }
+
+    /// A modern session that holds nothing.
+    fn blank(&self, key: SessionKey, id: Box<str>, principal: Arc<str>) -> Session {
+        let presence = Arc::<Presence>::default();
+        Session {
+            key,
+            id,
+            handle: handle_of(key),
+            bound: None,
+            principal,
+            client: None,
+            version: version::MODERN.to_owned(),
+            seats: Mutex::default(),
             created_ms: now_ms(),
             outbox: Arc::new(ReplayStream::of(self.keep, Arc::clone(&presence))),
             keep: self.keep,
@@ -350,12 +522,7 @@ impl Sessions {
             streams: Mutex::default(),
             went_idle: Arc::clone(&self.changed),
             quiet: Notify::new(),
-        });
-        // The place now belongs to the session, until it ends.
-        std::mem::forget(place);
-        self.write().insert(session.id.clone(), Arc::clone(&session));
-        self.changed.notify_one();
-        session
+        }
     }
 
     /// The session that shows this secret.

@@ -31,7 +31,7 @@ use crate::order;
 use crate::registry::{Registry, Table};
 use crate::reload;
 use crate::server::{Server, Standing};
-use crate::session::{Opening, Session, Sessions, handle_of};
+use crate::session::{MAX_SEATS, NoSession, Opening, Session, Sessions, handle_of};
 use crate::stream::Keep;
 
 /// How long a person's start or restart of one instance is waited for; it goes on after that.
@@ -44,6 +44,17 @@ pub struct Caller {
     pub principal: Arc<str>,
     /// The project.
     pub project: Arc<str>,
+}
+
+/// An instance that a session has for itself, and serves.
+#[derive(Debug)]
+pub struct Own {
+    /// The instance.
+    pub handle: Arc<InstanceHandle>,
+    /// What it is like.
+    pub snapshot: Arc<Snapshot>,
+    /// The number of the lease, where it is of a pool: later ones are greater.
+    pub fence: Option<u64>,
 }
 
 /// Why the supervisor could not start.
@@ -255,7 +266,7 @@ impl Supervisor {
         };
         let key = self.sessions.next_key();
         let (server, instance) = self
-            .acquire(server, caller, Era::Legacy, |server| match server.spec.scope {
+            .acquire(server, caller, Some(Era::Legacy), |server| match server.spec.scope {
                 Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
                 _ => (shared_owner(server, caller), None),
             })
@@ -275,10 +286,11 @@ impl Supervisor {
         drop(connection);
         // From here on a reload that retires the instance finds the session and ends it; one that did so before does
         // not know of it.
-        let replaced =
-            session.instance.is_retired() || !self.core.registry.in_place_of(&server).is_same(&server);
+        let handle = session.instance().map(Arc::clone);
+        let retired = handle.as_ref().is_none_or(|handle| handle.is_retired());
+        let replaced = retired || !self.core.registry.in_place_of(&server).is_same(&server);
         let connected = match replaced {
-            true => Err(Unavailable::Limit(format!("`{}` is just being replaced", session.instance.id))),
+            true => Err(Unavailable::Limit(format!("`{}` is just being replaced", server.spec.name))),
             false => session.connection(server.patience()).await,
         };
         if let Err(unavailable) = connected {
@@ -297,7 +309,87 @@ impl Supervisor {
     /// [`Unavailable`], with the reason.
     pub async fn modern(&self, server: &Arc<Server>, caller: &Caller) -> Result<Lease, Unavailable> {
         let owner = |server: &Server| (shared_owner(server, caller), None);
-        self.acquire(server, caller, Era::Modern, owner).await.map(|(_, lease)| lease)
+        self.acquire(server, caller, Some(Era::Modern), owner).await.map(|(_, lease)| lease)
+    }
+
+    /// This caller's modern session of this key; the one that it has without saying a key, where that is empty. Opened where
+    /// it is not there yet.
+    ///
+    /// # Errors
+    /// [`NoSession`], with the reason.
+    pub fn session(&self, caller: &Caller, key: &str) -> Result<Arc<Session>, NoSession> {
+        let found = self.sessions.find_or_open(&caller.principal, key);
+        if let Err(NoSession::Full(_)) = &found {
+            self.core.events.count("limits.sessions");
+        }
+        let (session, is_new) = found?;
+        if is_new {
+            let client = session.client.clone().unwrap_or_else(|| "a client that names none".to_owned());
+            self.core.events.record(&session.handle, Happening::SessionStarted { client });
+        }
+        Ok(session)
+    }
+
+    /// A new modern session of this caller, and the handle that is its key.
+    ///
+    /// # Errors
+    /// [`NoSession::Full`].
+    pub fn session_with_handle(&self, caller: &Caller) -> Result<(Arc<Session>, String), NoSession> {
+        let opened = self.sessions.open_with_handle(&caller.principal);
+        let Ok((session, key)) = opened else {
+            self.core.events.count("limits.sessions");
+            return opened;
+        };
+        let client = "a client that has its handle".to_owned();
+        self.core.events.record(&session.handle, Happening::SessionStarted { client });
+        Ok((session, key))
+    }
+
+    /// The instance of a server that a session has for itself; found or started, and waited for until it serves. It is
+    /// the session's until that gives it up or ends. Also of servers that Ostler speaks no MCP with.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason.
+    pub async fn own_instance(
+        &self,
+        session: &Arc<Session>,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<Own, Unavailable> {
+        let name = &server.spec.name;
+        if server.spec.scope != Scope::Session {
+            let scope = server.spec.scope.as_str();
+            return Err(Unavailable::Limit(format!(
+                "no session has an instance of `{name}` for itself: its scope is `{scope}`, not `session`"
+            )));
+        }
+        let Some(seat) = session.seat(name) else {
+            return Err(Unavailable::Limit(format!(
+                "session {} has ended, or has instances of {MAX_SEATS} servers already",
+                session.handle
+            )));
+        };
+        let mut seat = seat.lock().await;
+        if seat.as_ref().is_some_and(|lease| lease.is_retired()) {
+            // It was ended under the session, which begins anew.
+            seat.take();
+        }
+        if seat.is_none() {
+            let owner = Owner::Session(Arc::clone(&session.handle));
+            let era = server.spec.transport.is_mcp().then_some(Era::Modern);
+            let lease = self.acquire(server, caller, era, |_| (owner.clone(), None)).await?.1;
+            *seat = Some(lease);
+        }
+        if session.ended() {
+            drop(seat);
+            session.give_up(name).await;
+            return Err(Unavailable::Limit(format!("session {} has just ended", session.handle)));
+        }
+        let Some(lease) = &*seat else { return Err(Unavailable::Limit("it is gone".to_owned())) };
+        let (handle, fence) = (Arc::clone(lease.handle()), lease.fence());
+        drop(seat);
+        let snapshot = handle.serving(server.patience()).await?;
+        Ok(Own { handle, snapshot, fence })
     }
 
     /// The instance for whoever `owner` says, which also gives the parameters of `initialize` for an instance of its
@@ -307,7 +399,7 @@ impl Supervisor {
         &self,
         server: &Arc<Server>,
         caller: &Caller,
-        era: Era,
+        era: Option<Era>,
         owner: impl Fn(&Server) -> (Owner, Option<Arc<str>>),
     ) -> Result<(Arc<Server>, Lease), Unavailable> {
         loop {
@@ -327,22 +419,25 @@ impl Supervisor {
         &self,
         server: &Arc<Server>,
         caller: &Caller,
-        era: Era,
+        era: Option<Era>,
         (owner, initialize): (Owner, Option<Arc<str>>),
     ) -> Result<Option<Lease>, Unavailable> {
-        if !server.spec.transport.is_mcp() {
+        if server.spec.transport.is_mcp() != era.is_some() {
             let name = &server.spec.name;
             return Err(Unavailable::Limit(format!(
-                "`{name}` was changed by a reload and offers no MCP any more"
+                "`{name}` was changed by a reload, and is used in another way now"
             )));
         }
         server.await_vacant().await?;
         // Again after each wait: what served before it may be down.
-        self.await_dependencies(server, caller, &owner, Some(era)).await?;
+        self.await_dependencies(server, caller, &owner, era).await?;
         if let Some(pool) = server.pool().filter(|_| matches!(owner, Owner::Session(_))) {
-            return pool.lease(&self.core, owner, Some(era)).await.map(Some);
+            return pool.lease(&self.core, owner, era).await.map(Some);
         }
-        server.acquire(&self.core, &owner, era, initialize).await
+        match era {
+            Some(era) => server.acquire(&self.core, &owner, era, initialize).await,
+            None => server.acquire_plain(&self.core, &owner).map(Some),
+        }
     }
 
     /// Before a new instance is started. One whose dependencies fail later serves on, degraded.

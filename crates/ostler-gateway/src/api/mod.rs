@@ -7,20 +7,24 @@ mod events;
 mod logs;
 mod processes;
 mod reload;
+mod sessions;
 mod usage;
 mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use http::header::{HeaderValue, RETRY_AFTER};
 use ostler_api::{ApiError, DaemonStatus, ServerView};
 use ostler_supervisor::{InstanceHandle, Server};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::Gateway;
 use crate::serve::Door;
@@ -29,6 +33,10 @@ type App = State<Arc<Gateway>>;
 
 /// The state of an instance on its way down.
 const ENDING: &str = "stopping";
+
+/// Largest body that is read, in bytes: what the kernel takes of arguments and environment together, at most
+/// (execve(2), "Limits on size of arguments and environment", with the usual stack of 8 MiB).
+const MAX_BODY: usize = 2 << 20;
 
 /// How long a server that was started and has ended already may take to be verified empty.
 const ENDING_PATIENCE: Duration = Duration::from_secs(10);
@@ -58,8 +66,9 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/instances/{id}/stop", post(stop_instance))
         .route("/api/v1/instances/{id}/restart", post(restart_instance))
         .route("/api/v1/instances/{id}/logs", get(instance_logs))
-        .route("/api/v1/sessions", get(sessions))
-        .route("/api/v1/sessions/{id}", delete(end_session))
+        .route("/api/v1/sessions", get(sessions::list).post(sessions::open))
+        .route("/api/v1/sessions/{id}", get(sessions::one).delete(sessions::end))
+        .route("/api/v1/sessions/{id}/instances/{name}", post(sessions::instance).delete(sessions::give_up))
         .route("/api/v1/processes", get(processes::list).post(processes::spawn))
         .route("/api/v1/processes/{name}", get(processes::one).delete(processes::remove))
         .route("/api/v1/processes/{name}/stop", post(processes::stop))
@@ -82,7 +91,11 @@ struct Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, Json(ApiError { error: self.error, hint: self.hint })).into_response()
+        let mut answer = (self.status, Json(ApiError { error: self.error, hint: self.hint })).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
     }
 }
 
@@ -115,6 +128,25 @@ fn find_server(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
 
 fn find_instance(gateway: &Gateway, id: &str) -> Result<Arc<InstanceHandle>, Failure> {
     gateway.supervisor.instance(id).ok_or_else(|| missing("instance", id))
+}
+
+/// Reads a body of JSON: bounded in size and, by `gateway.body_timeout`, in time.
+async fn read<T: DeserializeOwned>(gateway: &Gateway, body: Body) -> Result<T, Failure> {
+    let patience = gateway.supervisor.config().gateway.body_timeout;
+    let failure = |status, error| Failure { status, error, hint: None };
+    let whole = tokio::time::timeout(patience, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| {
+        let error = format!("the body did not come within {patience:?} (gateway.body_timeout)");
+        failure(StatusCode::REQUEST_TIMEOUT, error)
+    })?;
+    let whole = whole.map_err(|error| {
+        let error = format!("the body broke off, or is larger than {MAX_BODY} bytes: {error}");
+        failure(StatusCode::PAYLOAD_TOO_LARGE, error)
+    })?;
+    serde_json::from_slice(&whole).map_err(|error| Failure {
+        status: StatusCode::BAD_REQUEST,
+        error: format!("the body is not what is wanted here: {error}"),
+        hint: Some("/api/v1/openapi.json describes it".to_owned()),
+    })
 }
 
 async fn healthz() -> &'static str {
@@ -306,22 +338,6 @@ async fn server_logs(
 ) -> Result<Response, Failure> {
     let handles = find_server(&gateway, &name)?.instances();
     Ok(logs::reply(handles, query.n.unwrap_or(logs::DEFAULT_LINES), query.follow))
-}
-
-async fn sessions(State(gateway): App) -> Response {
-    let all = gateway.supervisor.sessions().all();
-    Json(all.iter().map(|session| views::session(session)).collect::<Vec<_>>()).into_response()
-}
-
-async fn end_session(State(gateway): App, Path(handle): Path<String>) -> Result<StatusCode, Failure> {
-    let all = gateway.supervisor.sessions().all();
-    let session = all.iter().find(|session| *session.handle == *handle);
-    let session = session.ok_or_else(|| Failure {
-        hint: Some("`ostler sessions` lists them".to_owned()),
-        ..missing("session", &handle)
-    })?;
-    gateway.supervisor.end_session(session, "a person ended it").await;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn audit(State(gateway): App) -> Result<Response, Failure> {

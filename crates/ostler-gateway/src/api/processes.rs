@@ -10,14 +10,9 @@ use http::{Request, StatusCode};
 use ostler_api::{NewProcess, RestartWhen};
 use ostler_domain::{ResourceLimits, RestartPolicy};
 use ostler_supervisor::{AdHocSpec, Server, SpawnRefused};
-use serde::de::DeserializeOwned;
 
-use super::{App, Failure, LogQuery, missing_among, views};
+use super::{App, Failure, LogQuery, missing_among, read, views};
 use crate::Gateway;
-
-/// Largest body that is read, in bytes: what the kernel takes of arguments and environment together, at most
-/// (execve(2), "Limits on size of arguments and environment", with the usual stack of 8 MiB).
-const MAX_BODY: usize = 2 << 20;
 
 fn find(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
     if let Some(process) = gateway.supervisor.process(name) {
@@ -123,23 +118,4 @@ fn refused(refused: SpawnRefused) -> Failure {
         SpawnRefused::Closed(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
     };
     Failure { status, error: refused.to_string(), hint: hint.map(str::to_owned) }
-}
-
-/// Reads a body of JSON: bounded in size and, by `gateway.body_timeout`, in time.
-async fn read<T: DeserializeOwned>(gateway: &Gateway, body: Body) -> Result<T, Failure> {
-    let patience = gateway.supervisor.config().gateway.body_timeout;
-    let failure = |status, error| Failure { status, error, hint: None };
-    let whole = tokio::time::timeout(patience, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| {
-        let error = format!("the body did not come within {patience:?} (gateway.body_timeout)");
-        failure(StatusCode::REQUEST_TIMEOUT, error)
-    })?;
-    let whole = whole.map_err(|error| {
-        let error = format!("the body broke off, or is larger than {MAX_BODY} bytes: {error}");
-        failure(StatusCode::PAYLOAD_TOO_LARGE, error)
-    })?;
-    serde_json::from_slice(&whole).map_err(|error| Failure {
-        status: StatusCode::BAD_REQUEST,
-        error: format!("the body is not what is wanted here: {error}"),
-        hint: Some("/api/v1/openapi.json describes it".to_owned()),
-    })
 }

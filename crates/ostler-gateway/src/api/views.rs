@@ -45,8 +45,7 @@ fn instance(gateway: &Gateway, server: &Server, handle: &InstanceHandle, rungs: 
         |reading: &Arc<Reading>| snapshot.tree.is_some() && reading.generation == snapshot.generation;
     let measured = handle.reading().filter(is_of_these);
     let reading = measured.as_deref().cloned().unwrap_or_default();
-    let sessions =
-        gateway.supervisor.sessions().all().iter().filter(|session| session.instance.id == handle.id).count();
+    let sessions = gateway.supervisor.sessions().all().iter().filter(|session| session.holds(handle)).count();
     InstanceView {
         id: handle.id.to_string(),
         server: server.spec.name.to_string(),
@@ -234,10 +233,10 @@ fn process(server: &Server, instance: InstanceView) -> ProcessView {
 pub(super) fn session(session: &Session) -> SessionView {
     SessionView {
         id: session.handle.to_string(),
-        server: session.server.to_string(),
+        server: session.server().map(ToString::to_string),
         client: session.client.clone(),
         principal: session.principal.to_string(),
-        instance: Some(session.instance.id.to_string()),
+        instances: session.instances().iter().map(|(_, handle)| handle.id.to_string()).collect(),
         age_ms: now_ms().saturating_sub(session.created_ms),
         idle_ms: session.idle_ms(),
         calls: session.calls(),

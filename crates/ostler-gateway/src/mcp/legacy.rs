@@ -88,7 +88,7 @@ fn session(context: &Context<'_>) -> Result<Arc<Session>, Refusal> {
     };
     let known = std::str::from_utf8(id).ok().and_then(|id| context.gateway.supervisor.sessions().get(id));
     let mine = known.filter(|session| {
-        session.server == context.server.spec.name && session.principal == context.caller.principal
+        session.server() == Some(&context.server.spec.name) && session.principal == context.caller.principal
     });
     let Some(session) = mine else {
         // 404 makes a client initialise anew ("Session Management").
@@ -116,6 +116,17 @@ fn why_ended(context: &Context<'_>, id: &[u8]) -> String {
     }
 }
 
+/// Counts a call of a session until that is dropped.
+pub(super) fn begin_call(context: &Context<'_>, session: &Arc<Session>) -> Result<Busy, Refusal> {
+    let supervisor = &context.gateway.supervisor;
+    let limit = supervisor.config().limits.session_calls;
+    session.begin_call(limit).ok_or_else(|| {
+        supervisor.events().count("limits.session_calls");
+        let message = format!("{limit} calls of this session run already (limits.session_calls)");
+        Refusal { status: StatusCode::TOO_MANY_REQUESTS, ..Refusal::limit(message) }
+    })
+}
+
 async fn call(
     context: &Context<'_>,
     session: Arc<Session>,
@@ -123,12 +134,7 @@ async fn call(
     envelope: Envelope,
 ) -> Result<Reply, Refusal> {
     let supervisor = &context.gateway.supervisor;
-    let limit = supervisor.config().limits.session_calls;
-    let Some(busy) = session.begin_call(limit) else {
-        supervisor.events().count("limits.session_calls");
-        let message = format!("{limit} calls of this session run already (limits.session_calls)");
-        return Err(Refusal { status: StatusCode::TOO_MANY_REQUESTS, ..Refusal::limit(message) });
-    };
+    let busy = begin_call(context, &session)?;
     let patience = context.server.patience();
     let connection = session.connection(patience).await?;
     let (sink, mut first) = CallSink::new();

@@ -6,6 +6,7 @@
 //!   GET, DELETE ──────────────────────────────────────────────────────── legacy.rs (modern: 405)
 //! ```
 
+mod key;
 mod legacy;
 mod modern;
 mod sse;
@@ -22,6 +23,7 @@ use ostler_mcp::envelope::Span;
 use ostler_mcp::{Envelope, EnvelopeError, Message, on_one_line, rpc, version};
 use ostler_supervisor::{Caller, Server};
 
+pub(crate) use self::key::check_key;
 use crate::body::{self, Bounds};
 use crate::reply::{Refusal, Reply};
 use crate::serve::Door;
@@ -42,18 +44,20 @@ struct Context<'a> {
     server: Arc<Server>,
     door: Door,
     caller: Caller,
+    /// The key of the session that it says it is of.
+    key: Option<String>,
     headers: &'a HeaderMap,
 }
 
-/// Answers a request for `/mcp/{name}`.
+/// Answers a request for `/mcp/{path}`.
 pub(crate) async fn handle(
     gateway: &Arc<Gateway>,
     door: Door,
-    name: &str,
+    path: &str,
     request: Request<Incoming>,
 ) -> Reply {
     let (head, body) = request.into_parts();
-    match prepare(gateway, door, name, &head.headers) {
+    match prepare(gateway, door, path, &head.headers) {
         Ok(context) => match head.method {
             Method::POST => post(&context, body).await,
             Method::GET => legacy::listen(&context).unwrap_or_else(|refusal| refusal.reply(None)),
@@ -67,9 +71,10 @@ pub(crate) async fn handle(
 fn prepare<'a>(
     gateway: &'a Arc<Gateway>,
     door: Door,
-    name: &str,
+    path: &str,
     headers: &'a HeaderMap,
 ) -> Result<Context<'a>, Refusal> {
+    let (name, key) = key::of_path(path);
     if door == Door::Tcp {
         origin::check(headers, &gateway.supervisor.config().gateway)?;
     }
@@ -78,7 +83,8 @@ fn prepare<'a>(
         let message = format!("`{name}` offers no MCP here: {}", elsewhere(&server));
         return Err(Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message));
     }
-    Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, headers })
+    let key = key::find(key, headers)?;
+    Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, key, headers })
 }
 
 /// Where to find a server whose traffic Ostler does not carry.

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
+use ostler_domain::Scope;
 use ostler_mcp::headers::{self, Missing};
 use ostler_mcp::mux::{Answer, CallKind, Request, Ticket};
 use ostler_mcp::{Envelope, Kind, rpc, version};
-use ostler_supervisor::Connection;
 use ostler_supervisor::connection::{CallSink, CallStream, First, SendError};
+use ostler_supervisor::session::{Busy, NoSession};
+use ostler_supervisor::{Connection, InstanceHandle, Lease};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Context, header, sse};
+use super::{Context, header, legacy, sse};
 use crate::reply::{Refusal, Reply, empty, events, json};
 use crate::serve::Door;
 
@@ -33,8 +35,8 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
         }
     }
     check(context, &envelope)?;
-    let instance = context.gateway.supervisor.modern(&context.server, &context.caller).await?;
-    let (connection, _) = instance.connection(context.server.patience()).await?;
+    let served = serve(context).await?;
+    let (connection, _) = served.instance().connection(context.server.patience()).await?;
     check_params(context, &connection, &body, &envelope)?;
     let ticket = connection.ticket();
     let (sink, mut first) = CallSink::new();
@@ -46,7 +48,7 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, rpc::INSTANCE_LOST, error.to_string())
     })?;
     // A client that hangs up drops this future, and with it the call.
-    let call = HangUp { connection: Some(connection), ticket };
+    let call = HangUp { connection: Some(connection), ticket, _served: served };
     let keepalive = context.gateway.supervisor.config().gateway.keepalive;
     match tokio::time::timeout(keepalive, &mut first).await {
         Ok(Ok(First::Answer(answer))) => Ok(answered(call.done(), answer, learns_tools)),
@@ -58,6 +60,39 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
         )),
         Err(_) => Ok(streamed(call, None, first, keepalive)),
     }
+}
+
+/// By whom a request is served. It counts as in use until this is dropped.
+enum Served {
+    /// By an instance that others use, too.
+    Shared(Lease),
+    /// By the session's own.
+    Own(Arc<InstanceHandle>, #[expect(dead_code, reason = "held until the call is over")] Busy),
+}
+
+impl Served {
+    fn instance(&self) -> &InstanceHandle {
+        match self {
+            Self::Shared(lease) => lease,
+            Self::Own(handle, _) => handle,
+        }
+    }
+}
+
+async fn serve(context: &Context<'_>) -> Result<Served, Refusal> {
+    let Context { gateway, server, caller, .. } = context;
+    if server.spec.scope != Scope::Session {
+        return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?));
+    }
+    // Who shows no key has one session with this server and all others.
+    let session = gateway.supervisor.session(caller, context.key.as_deref().unwrap_or_default());
+    let session = session.map_err(|why| match why {
+        NoSession::Full(_) => Refusal { retry_after: Some(10), ..Refusal::limit(why.to_string()) },
+        NoSession::Ended(_) => Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, why.to_string()),
+    })?;
+    let busy = legacy::begin_call(context, &session)?;
+    let own = gateway.supervisor.own_instance(&session, server, caller).await?;
+    Ok(Served::Own(own.handle, busy))
 }
 
 /// What can be said of a request before it has a server ("Request Metadata", "Versioning").
@@ -140,6 +175,7 @@ fn request(ticket: Ticket, body: &Bytes, envelope: &Envelope, sink: CallSink) ->
 struct HangUp {
     connection: Option<Arc<Connection>>,
     ticket: Ticket,
+    _served: Served,
 }
 
 impl HangUp {

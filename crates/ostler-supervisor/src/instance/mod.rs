@@ -343,17 +343,42 @@ impl InstanceHandle {
         patience: Duration,
     ) -> Result<(Arc<Connection>, Arc<Snapshot>), Unavailable> {
         self.touch();
-        let current = self.snapshot();
-        if let Some(connection) = &current.connection {
-            return Ok((Arc::clone(connection), current));
+        let found = |snapshot: &Arc<Snapshot>| {
+            let connection = snapshot.connection.as_ref()?;
+            Some((Arc::clone(connection), Arc::clone(snapshot)))
+        };
+        self.wait(patience, found).await
+    }
+
+    /// What it is like once it serves, waiting for one that is on its way for up to `patience`.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason.
+    pub async fn serving(&self, patience: Duration) -> Result<Arc<Snapshot>, Unavailable> {
+        self.touch();
+        let found = |snapshot: &Arc<Snapshot>| snapshot.state.serves().then(|| Arc::clone(snapshot));
+        self.wait(patience, found).await
+    }
+
+    /// The first that is found in a snapshot, waiting for an instance that is on its way for up to `patience`.
+    async fn wait<T>(
+        &self,
+        patience: Duration,
+        found: impl Fn(&Arc<Snapshot>) -> Option<T>,
+    ) -> Result<T, Unavailable> {
+        if let Some(found) = found(&self.snapshot()) {
+            return Ok(found);
         }
         let _waiting = self.wait_for_it();
         let mut watch = self.snapshot.clone();
         let ready = async {
             loop {
                 let snapshot = Arc::clone(&watch.borrow_and_update());
-                if let Some(verdict) = self.verdict(&snapshot, patience) {
-                    return verdict;
+                if let Some(found) = found(&snapshot) {
+                    return Ok(found);
+                }
+                if let Some(why) = self.hopeless(&snapshot, patience) {
+                    return Err(why);
                 }
                 if watch.changed().await.is_err() {
                     return Err(self.down(&snapshot));
@@ -366,29 +391,24 @@ impl InstanceHandle {
         }
     }
 
-    /// Whether waiting on is of no use, and why.
-    fn verdict(&self, snapshot: &Arc<Snapshot>, patience: Duration) -> Option<Result<Serving, Unavailable>> {
-        if let Some(connection) = &snapshot.connection {
-            return Some(Ok((Arc::clone(connection), Arc::clone(snapshot))));
-        }
+    /// Why waiting on is of no use, where it is of none.
+    fn hopeless(&self, snapshot: &Arc<Snapshot>, patience: Duration) -> Option<Unavailable> {
         if let Some(era) = snapshot.wrong_era {
-            return Some(Err(Unavailable::WrongEra(self.id.server.clone(), era)));
+            return Some(Unavailable::WrongEra(self.id.server.clone(), era));
         }
         if snapshot.removed {
-            return Some(Err(self.down(snapshot)));
+            return Some(self.down(snapshot));
         }
         match &snapshot.state {
             State::Stopped if snapshot.generation == Generation::default() => None,
-            State::Stopped | State::Failed { .. } => Some(Err(self.down(snapshot))),
+            State::Stopped | State::Failed { .. } => Some(self.down(snapshot)),
             State::Backoff { .. } | State::Broken { .. } => {
                 let next_try = snapshot.next_try().unwrap_or_default();
-                (next_try > patience).then(|| {
-                    Err(Unavailable::Waiting {
-                        instance: self.id.clone(),
-                        state: snapshot.state.as_str(),
-                        reason: snapshot.reason().unwrap_or_default(),
-                        next_try,
-                    })
+                (next_try > patience).then(|| Unavailable::Waiting {
+                    instance: self.id.clone(),
+                    state: snapshot.state.as_str(),
+                    reason: snapshot.reason().unwrap_or_default(),
+                    next_try,
                 })
             }
             _ => None,

@@ -85,10 +85,11 @@ fn is_first(message: &str) -> bool {
 
 /// A session has an instance, or it is over.
 fn sessions(state: &State, supervisor: &Supervisor) -> Result<(), String> {
-    let lost = |session: &&Arc<Session>| session.instance.snapshot().removed;
+    let lost =
+        |session: &&Arc<Session>| session.instances().iter().any(|(_, handle)| handle.snapshot().removed);
     match supervisor.sessions().all().iter().find(lost) {
         Some(session) if !state.stopping => {
-            Err(format!("session {} goes on, and {} is gone for good", session.handle, session.instance.id))
+            Err(format!("session {} goes on, and what it holds is gone for good", session.handle))
         }
         _ => Ok(()),
     }

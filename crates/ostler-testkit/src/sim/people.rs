@@ -200,7 +200,8 @@ impl Somebody {
             Ok((session, _)) => session,
             Err(error) => return self.refused("a session", &error.to_string()),
         };
-        self.say(|| format!("has session {} on {}", session.handle, session.instance.id));
+        let on = session.instance().map(|handle| handle.id.to_string()).unwrap_or_default();
+        self.say(|| format!("has session {} on {on}", session.handle));
         self.talk(server, &session).await;
         if self.dice.chance(70) {
             let ending = supervisor.end_session(&session, "the client said so");

@@ -16,11 +16,17 @@ use crate::client::{Http, Session, text};
 use crate::support::{Daemon, PATIENCE, wait_until};
 
 fn daemon() -> Daemon {
+    daemon_with("")
+}
+
+/// The same, with further tables; `FAKE` in them is the fake server.
+fn daemon_with(more: &str) -> Daemon {
     let fake = ostler_testkit::fake::path();
     let config = format!(
         "[servers.fake]\ncommand = \"{0}\"\nargs = [\"legacy\"]\nscope = \"shared\"\n\
-         [servers.later]\ncommand = \"{0}\"\nargs = [\"legacy\"]\nstart = \"on-demand\"\n",
-        fake.display()
+         [servers.later]\ncommand = \"{0}\"\nargs = [\"legacy\"]\nstart = \"on-demand\"\n{1}",
+        fake.display(),
+        more.replace("FAKE", &fake.display().to_string())
     );
     let daemon = Daemon::start(&config, &[]);
     daemon.wait_row("fake", "it is ready", |row| row["state"] == "ready");
@@ -299,7 +305,8 @@ pub(crate) fn over_socket(daemon: &Daemon, method: &str, path: &str, body: &str)
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_route_is_described_and_answered() {
-    let mut daemon = daemon();
+    let own = "[servers.own]\ncommand = \"FAKE\"\nargs = [\"modern\"]\nscope = \"session\"\n";
+    let mut daemon = daemon_with(own);
     let _session = Session::open(&Http::new(daemon.address()), "fake").await;
     let session = json_of(&daemon, &["sessions", "--json"])[0]["id"].as_str().expect("an id").to_owned();
     let (status, document) = over_socket(&daemon, "GET", routes::OPENAPI.template, "");
@@ -313,15 +320,17 @@ async fn every_route_is_described_and_answered() {
     for route in others.into_iter().chain(last) {
         let operation = &described[route.template][route.method.as_str().to_lowercase()];
         assert_eq!(operation["operationId"], route.operation_id, "{}", route.template);
-        let value = match route.template {
-            template if template.contains("/servers/{") => Some("fake"),
-            template if template.contains("/instances/{") => Some("fake.1"),
-            template if template.contains("/sessions/{") => Some(&*session),
-            template if template.contains("/processes/{") => Some("job"),
-            _ => None,
+        let values: &[&str] = match route.template {
+            template if template.contains("/sessions/{id}/instances/") => &[&session, "own"],
+            template if template.contains("/servers/{") => &["fake"],
+            template if template.contains("/instances/{") => &["fake.1"],
+            template if template.contains("/sessions/{") => &[&session],
+            template if template.contains("/processes/{") => &["job"],
+            _ => &[],
         };
-        let path = route.path(value.as_slice());
+        let path = route.path(values);
         let body = match route.body {
+            Some(_) if route.template.contains("/sessions") => "{}",
             Some(_) => r#"{"name":"job","command":["sleep","1000"]}"#,
             None => "",
         };
@@ -337,7 +346,7 @@ async fn over_the_network_there_is_health_and_no_management() {
     let http = Http::new(daemon.address());
     let status = async |method: Method, path: &str| http.send(method, path, &[], "").await.status;
     for route in routes::ALL {
-        let path = route.path(&["fake"][..usize::from(route.template.contains('{'))]);
+        let path = route.path(&["fake", "fake"][..route.template.matches('{').count()]);
         assert_eq!(status(route.method.clone(), &path).await, 403, "{path}");
     }
     assert_eq!(daemon.ps().len(), 2, "nothing of it was done");

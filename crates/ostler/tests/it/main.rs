@@ -20,6 +20,7 @@ mod pool;
 mod ports;
 mod pressure;
 mod reload;
+mod sessions;
 mod support;
 mod tls;
 mod upstream;
