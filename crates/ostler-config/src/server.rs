@@ -126,6 +126,7 @@ pub(crate) fn build(
         log_lines: values.count("log_lines"),
         log_files: values.count("log_files") as u32,
         log_file_bytes: values.count("log_file_bytes") as u64,
+        tell_session: values.flag("tell_session"),
         pool,
     })
 }

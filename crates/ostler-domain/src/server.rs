@@ -271,6 +271,8 @@ pub struct ServerSpec {
     pub log_files: u32,
     /// Size in bytes at which the next file is begun.
     pub log_file_bytes: u64,
+    /// Whether each request names the session that it is of, and the processes know where the daemon is.
+    pub tell_session: bool,
     /// How instances are started ahead and shared out, where sessions have one each.
     pub pool: Option<PoolSpec>,
 }
@@ -314,6 +316,7 @@ impl ServerSpec {
             log_lines: 1000,
             log_files: 0,
             log_file_bytes: 10 << 20,
+            tell_session: false,
             pool: None,
         }
     }

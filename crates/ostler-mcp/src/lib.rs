@@ -14,6 +14,7 @@ pub mod message;
 pub mod mux;
 pub mod rpc;
 pub mod sse;
+pub mod tell;
 pub mod version;
 
 pub use envelope::{Envelope, EnvelopeError, Kind};

@@ -1,15 +1,20 @@
 //! What every driver needs.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use ostler_config::Config;
+use ostler_domain::ServerSpec;
 
 use crate::admission::{Admission, Bounds};
 use crate::alerts::Alerts;
 use crate::budget::Budget;
 use crate::cleanup::Cleanup;
 use crate::events::Events;
+use crate::instance::driver::environment;
 use crate::launch::Launcher;
 use crate::ledger::Ledger;
 use crate::log_file::LogFiles;
@@ -17,6 +22,9 @@ use crate::lull::Lull;
 use crate::monitor::Monitor;
 use crate::ports::Ports;
 use crate::registry::Registry;
+
+/// The variable that tells a server where the management API is served (`tell_session`).
+const SOCKET_VARIABLE: &str = "OSTLER_SOCKET";
 
 /// Shared by all drivers; nothing in it is locked for long.
 #[derive(Debug)]
@@ -37,6 +45,8 @@ pub(crate) struct Core {
     /// Held while processes that belong to nobody are ended: what takes longer than an audit waits for is not begun anew by
     /// each of them.
     pub(crate) strays: Arc<tokio::sync::Mutex<()>>,
+    /// Where the management API is served, once it is.
+    pub(crate) socket: OnceLock<PathBuf>,
 }
 
 impl Core {
@@ -62,7 +72,21 @@ impl Core {
             ports: Ports::new(config),
             monitor: Arc::default(),
             strays: Arc::default(),
+            socket: OnceLock::new(),
         })
+    }
+
+    /// The environment of a process of this server that has these ports.
+    pub(crate) fn environment(
+        &self,
+        spec: &ServerSpec,
+        ports: &BTreeMap<String, u16>,
+    ) -> Vec<(OsString, OsString)> {
+        let mut env = environment(&spec.launch, ports);
+        if let Some(socket) = self.socket.get().filter(|_| spec.tell_session) {
+            env.push((SOCKET_VARIABLE.into(), socket.into()));
+        }
+        env
     }
 
     /// The configuration in force now. A reload may put another in its place at any time.

@@ -94,6 +94,13 @@ pub struct Busy {
     call: bool,
 }
 
+impl Busy {
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.session.last_ms.store(now_ms(), Ordering::Relaxed);

@@ -149,6 +149,12 @@ impl Supervisor {
         Ok(Arc::new(Self { core, sessions, reloading: Arc::default() }))
     }
 
+    /// Servers that ask for it are told from now on that the management API is served here.
+    pub fn serves_at(&self, socket: &Path) {
+        // The first word counts: a daemon has one socket.
+        let _ = self.core.socket.set(socket.to_owned());
+    }
+
     /// Starts every server that does not wait for a client, on behalf of `caller`, each as soon as what it
     /// depends on serves. Returns at once.
     pub fn start_eager(&self, caller: &Caller) {

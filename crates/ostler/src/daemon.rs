@@ -119,6 +119,7 @@ async fn run(
     write_endpoint(&runtime_dir.endpoint(), &base)
         .map_err(|source| UpError::Endpoint { path: runtime_dir.endpoint().display().to_string(), source })?;
 
+    supervisor.serves_at(&socket);
     if !args.no_eager {
         supervisor.start_eager(&gateway.local);
     }

@@ -36,6 +36,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
         log_lines,
         log_files,
         log_file_bytes,
+        tell_session,
         pool: old_pool,
     } = old;
     launch(c, old_launch, &new.launch);
@@ -61,6 +62,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
     c.shown("log_lines", Replace, log_lines, &new.log_lines);
     c.shown("log_files", Replace, log_files, &new.log_files);
     c.shown("log_file_bytes", Replace, &Bytes(*log_file_bytes), &Bytes(new.log_file_bytes));
+    c.shown("tell_session", Replace, tell_session, &new.tell_session);
     pool(c, old_pool.as_ref(), new.pool.as_ref());
     compare.found
 }

@@ -120,6 +120,13 @@ const SHARED: &[Key] = &[
     ),
     bare("health", Kind::Table(HEALTH), "How a running instance is asked whether it is well."),
     bare("limits", Kind::Table(RESOURCES), "What one instance may use, all its processes together."),
+    key(
+        "tell_session",
+        Kind::Bool,
+        "false",
+        "Whether each request names its session, as `_meta.\"io.ostler/session\"`, and its processes get the path of the \
+         daemon's socket as `OSTLER_SOCKET`: for servers that ask Ostler for what the session has for itself.",
+    ),
     bare(
         "pool",
         Kind::Table(POOL),

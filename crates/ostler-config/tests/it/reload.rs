@@ -177,6 +177,7 @@ const SERVER_VALUES: &[(&str, &str)] = &[
     ("limits.pids", "1"),
     ("limits.open_files", "10"),
     ("limits.nice", "1"),
+    ("tell_session", "true"),
     ("pool.spare|pool", "0\nscope = 'session'"),
     ("pool.max|pool", "2\nscope = 'session'"),
     ("pool.wait|pool", "'1s'\nscope = 'session'"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::HeaderValue;
 use http::{HeaderName, StatusCode};
+use ostler_mcp::envelope::Span;
 use ostler_mcp::mux::{CallKind, Request};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::Connection;
@@ -138,7 +139,8 @@ async fn call(
     let patience = context.server.patience();
     let connection = session.connection(patience).await?;
     let (sink, mut first) = CallSink::new();
-    let request = request(&connection, &session, &body, &envelope, sink);
+    let told = super::told(context, &body, &envelope, Some(&session))?;
+    let request = request(&connection, &session, (&body, told), &envelope, sink);
     drop(body);
     connection.call(request, context.server.spec.call_idle).await.map_err(lost)?;
     match tokio::time::timeout(supervisor.config().gateway.sse_after, &mut first).await {
@@ -154,7 +156,7 @@ async fn call(
 fn request(
     connection: &Connection,
     session: &Session,
-    body: &Bytes,
+    (body, told): (&Bytes, Option<(Span, Vec<u8>)>),
     envelope: &Envelope,
     sink: CallSink,
 ) -> Request<CallSink> {
@@ -170,7 +172,7 @@ fn request(
         kind: CallKind::of(&envelope.method),
         special: special(envelope),
         wants_log: false,
-        wire: super::with_ticket(body, id, token, text.as_bytes()),
+        wire: super::with_ticket(body, id, token, text.as_bytes(), told.as_ref()),
         sink,
     }
 }

@@ -20,8 +20,8 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use ostler_domain::Transport;
 use ostler_mcp::envelope::Span;
-use ostler_mcp::{Envelope, EnvelopeError, Message, on_one_line, rpc, version};
-use ostler_supervisor::{Caller, Server};
+use ostler_mcp::{Envelope, EnvelopeError, Message, on_one_line, rpc, tell, version};
+use ostler_supervisor::{Caller, Server, Session};
 
 pub(crate) use self::key::check_key;
 use crate::body::{self, Bounds};
@@ -223,11 +223,33 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     headers.get(name).map(|value| value.as_bytes())
 }
 
-/// The request as the process reads it: its id, and its progress token where it has one, are the ticket.
-fn with_ticket(body: &Bytes, id: Span, token: Option<Span>, ticket: &[u8]) -> Message {
-    match token {
-        None => Message::splice(body, &[(id, ticket)]),
-        Some(token) if id.start < token.start => Message::splice(body, &[(id, ticket), (token, ticket)]),
-        Some(token) => Message::splice(body, &[(token, ticket), (id, ticket)]),
+/// The request as the process reads it: its id, and its progress token where it has one, are the ticket; and what
+/// `told` puts in.
+fn with_ticket(
+    body: &Bytes,
+    id: Span,
+    token: Option<Span>,
+    ticket: &[u8],
+    told: Option<&(Span, Vec<u8>)>,
+) -> Message {
+    let mut edits: Vec<(Span, &[u8])> = Vec::with_capacity(3);
+    edits.push((id, ticket));
+    edits.extend(token.map(|token| (token, ticket)));
+    edits.extend(told.map(|(at, new)| (at.clone(), new.as_slice())));
+    edits.sort_unstable_by_key(|(at, _)| at.start);
+    Message::splice(body, &edits)
+}
+
+/// What a request is to say of its session, where the server wants to be told.
+fn told(
+    context: &Context<'_>,
+    body: &Bytes,
+    envelope: &Envelope,
+    session: Option<&Session>,
+) -> Result<Option<(Span, Vec<u8>)>, Refusal> {
+    let Some(session) = session.filter(|_| context.server.spec.tell_session) else { return Ok(None) };
+    match tell::session_edit(body, envelope, &session.handle) {
+        Ok(edit) => Ok(Some(edit)),
+        Err(error) => Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, error.to_string())),
     }
 }

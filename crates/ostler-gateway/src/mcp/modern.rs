@@ -6,12 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use ostler_domain::Scope;
+use ostler_mcp::envelope::Span;
 use ostler_mcp::headers::{self, Missing};
 use ostler_mcp::mux::{Answer, CallKind, Request, Ticket};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::connection::{CallSink, CallStream, First, SendError};
 use ostler_supervisor::session::{Busy, NoSession};
-use ostler_supervisor::{Connection, InstanceHandle, Lease};
+use ostler_supervisor::{Connection, InstanceHandle, Lease, Session};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Context, header, legacy, sse};
@@ -41,7 +42,8 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
     let ticket = connection.ticket();
     let (sink, mut first) = CallSink::new();
     let learns_tools = &*envelope.method == "tools/list";
-    let request = request(ticket, &body, &envelope, sink);
+    let told = super::told(context, &body, &envelope, served.session())?;
+    let request = request(ticket, (&body, told), &envelope, sink);
     drop(body);
     connection.call(request, context.server.spec.call_idle).await.map_err(|error| Refusal {
         retry_after: Some(1),
@@ -64,25 +66,33 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
 
 /// By whom a request is served. It counts as in use until this is dropped.
 enum Served {
-    /// By an instance that others use, too.
-    Shared(Lease),
+    /// By an instance that others use, too; with the session, where it matters which.
+    Shared(Lease, Option<Busy>),
     /// By the session's own.
-    Own(Arc<InstanceHandle>, #[expect(dead_code, reason = "held until the call is over")] Busy),
+    Own(Arc<InstanceHandle>, Busy),
 }
 
 impl Served {
     fn instance(&self) -> &InstanceHandle {
         match self {
-            Self::Shared(lease) => lease,
+            Self::Shared(lease, _) => lease,
             Self::Own(handle, _) => handle,
+        }
+    }
+
+    fn session(&self) -> Option<&Session> {
+        match self {
+            Self::Shared(_, busy) => busy.as_ref().map(Busy::session),
+            Self::Own(_, busy) => Some(busy.session()),
         }
     }
 }
 
 async fn serve(context: &Context<'_>) -> Result<Served, Refusal> {
     let Context { gateway, server, caller, .. } = context;
-    if server.spec.scope != Scope::Session {
-        return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?));
+    let is_own = server.spec.scope == Scope::Session;
+    if !is_own && !server.spec.tell_session {
+        return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?, None));
     }
     // Who shows no key has one session with this server and all others.
     let session = gateway.supervisor.session(caller, context.key.as_deref().unwrap_or_default());
@@ -91,6 +101,9 @@ async fn serve(context: &Context<'_>) -> Result<Served, Refusal> {
         NoSession::Ended(_) => Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, why.to_string()),
     })?;
     let busy = legacy::begin_call(context, &session)?;
+    if !is_own {
+        return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?, Some(busy)));
+    }
     let own = gateway.supervisor.own_instance(&session, server, caller).await?;
     Ok(Served::Own(own.handle, busy))
 }
@@ -154,7 +167,12 @@ fn check_params(
         .map_err(|mismatch| Refusal::new(StatusCode::BAD_REQUEST, rpc::HEADER_MISMATCH, mismatch.to_string()))
 }
 
-fn request(ticket: Ticket, body: &Bytes, envelope: &Envelope, sink: CallSink) -> Request<CallSink> {
+fn request(
+    ticket: Ticket,
+    (body, told): (&Bytes, Option<(Span, Vec<u8>)>),
+    envelope: &Envelope,
+    sink: CallSink,
+) -> Request<CallSink> {
     let text = ticket.to_string();
     let id = envelope.id.clone().unwrap_or(0..0);
     let token = envelope.inner.meta.progress_token.clone();
@@ -166,7 +184,7 @@ fn request(ticket: Ticket, body: &Bytes, envelope: &Envelope, sink: CallSink) ->
         kind: CallKind::of(&envelope.method),
         special: None,
         wants_log: envelope.inner.meta.log_level,
-        wire: super::with_ticket(body, id, token, text.as_bytes()),
+        wire: super::with_ticket(body, id, token, text.as_bytes(), told.as_ref()),
         sink,
     }
 }

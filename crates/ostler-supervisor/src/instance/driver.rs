@@ -541,7 +541,7 @@ impl Driver {
         SpawnRequest {
             program: launch.command.clone().into(),
             args: launch.args.iter().map(|arg| filled(arg).into()).collect(),
-            env: environment(launch, ports),
+            env: self.core.environment(&self.server.spec, ports),
             cwd: launch.cwd.clone(),
             limits: Limits {
                 memory: limits.memory,

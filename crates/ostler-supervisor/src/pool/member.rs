@@ -9,7 +9,6 @@ use ostler_domain::{Era, ports};
 
 use super::{Kind, Pool};
 use crate::core::Core;
-use crate::instance::driver::environment;
 use crate::instance::{InstanceHandle, Snapshot, is_well};
 use crate::program::Program;
 use crate::server::Server;
@@ -106,7 +105,7 @@ pub(super) async fn reset(
     let words: Vec<String> = command.iter().map(filled).collect();
     let [program, args @ ..] = words.as_slice() else { return Err("the command is empty".to_owned()) };
     let launch = &server.spec.launch;
-    let mut env = environment(launch, &snapshot.ports);
+    let mut env = core.environment(&server.spec, &snapshot.ports);
     env.push(("OSTLER_INSTANCE".into(), handle.id.to_string().into()));
     if let Some(pid) = snapshot.pid {
         env.push(("OSTLER_PID".into(), pid.to_string().into()));

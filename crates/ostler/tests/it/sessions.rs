@@ -9,8 +9,8 @@ use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::cli::over_socket;
-use crate::client::{Http, JSON, MODERN, Reply, modern, text, tool_call, why};
+use crate::cli::{done, over_socket};
+use crate::client::{Http, JSON, MODERN, Reply, Session, modern, text, tool_call, why};
 use crate::support::{Daemon, PATIENCE, wait_until};
 
 fn daemon(more: &str) -> Daemon {
@@ -66,7 +66,8 @@ async fn conversations_are_told_apart_by_their_keys_alone() {
     let (_, sessions) = api(&daemon, "GET", "/api/v1/sessions", "");
     let ids: Vec<&Value> = sessions.as_array().expect("an array").iter().map(|one| &one["id"]).collect();
     assert_eq!(ids.len(), 4, "{sessions}");
-    let (status, _) = api(&daemon, "DELETE", &format!("/api/v1/sessions/{}", ids[0].as_str().expect("text")), "");
+    let (status, _) =
+        api(&daemon, "DELETE", &format!("/api/v1/sessions/{}", ids[0].as_str().expect("text")), "");
     assert_eq!(status, 204);
     wait_until("its process is gone with it", || daemon.ps().len() == 3);
 }
@@ -183,7 +184,8 @@ fn a_session_has_a_process_and_a_port_of_its_own() {
 #[test]
 fn what_is_shared_is_no_sessions_own() {
     let fake = ostler_testkit::fake::path();
-    let shared = format!("[servers.all]\ncommand = \"{}\"\nargs = [\"legacy\"]\nscope = \"shared\"\n", fake.display());
+    let shared =
+        format!("[servers.all]\ncommand = \"{}\"\nargs = [\"legacy\"]\nscope = \"shared\"\n", fake.display());
     let daemon = daemon(&shared);
     let (_, opened) = api(&daemon, "POST", "/api/v1/sessions", "{}");
     let path = format!("/api/v1/sessions/{}/instances/all", opened["id"].as_str().expect("an id"));
@@ -191,4 +193,47 @@ fn what_is_shared_is_no_sessions_own() {
     assert_eq!(status, 503);
     let error = answer["error"].as_str().expect("an error");
     assert!(error.contains("its scope is `shared`, not `session`"), "{answer}");
+}
+
+/// A shared server learns which session a call is of, in both eras, and where to ask for what that has.
+#[tokio::test]
+async fn a_server_that_asks_for_it_is_told_the_session() {
+    let fake = ostler_testkit::fake::path();
+    let told = |name: &str| {
+        format!(
+            "[servers.{name}]\ncommand = \"{}\"\nargs = [\"{name}\"]\nscope = \"shared\"\ntell_session = true\n",
+            fake.display()
+        )
+    };
+    let says = "[servers.says]\ncommand = \"sh\"\nargs = [\"-c\", \"echo at $OSTLER_SOCKET; exec sleep 1000\"]\n\
+         transport = \"none\"\nscope = \"shared\"\ntell_session = true\n";
+    let daemon = daemon(&(told("legacy") + &told("modern") + says));
+    let http = Http::new(daemon.address());
+    let named = |answer: &Value| {
+        let meta: Value = serde_json::from_str(text(answer)).expect("JSON");
+        meta["io.ostler/session"].as_str().unwrap_or_else(|| panic!("no session: {meta}")).to_owned()
+    };
+    let mut seen = BTreeSet::new();
+    for _ in 0..2 {
+        let session = Session::open(&http, "legacy").await;
+        seen.insert(named(&session.call(1, "meta", &json!({})).await));
+    }
+    for key in ["one", "two"] {
+        let request = modern(tool_call(1, "meta", &json!({})));
+        let mut headers = JSON.to_vec();
+        headers.extend([
+            ("mcp-protocol-version", MODERN),
+            ("mcp-method", "tools/call"),
+            ("mcp-name", "meta"),
+        ]);
+        let path = format!("/mcp/modern/s/{key}");
+        let reply = http.send(Method::POST, &path, &headers, request.to_string()).await;
+        seen.insert(named(&reply.answer().await));
+    }
+    let (_, sessions) = api(&daemon, "GET", "/api/v1/sessions", "");
+    let ids =
+        sessions.as_array().expect("an array").iter().map(|one| one["id"].as_str().expect("text").to_owned());
+    assert_eq!(seen, ids.collect::<BTreeSet<_>>());
+    let socket = format!("at {}", daemon.socket().display());
+    wait_until("it says where the daemon is", || done(&daemon, &["logs", "says"]).contains(&socket));
 }

@@ -32,6 +32,7 @@
 //! | `cut{tag}`                | loses its connection after progress; the answer is for who comes back (`http`)|
 //! | `cut-stream{times}`       | loses the stream of what belongs to no call, and refuses it so often (`http`) |
 //! | `forget`                  | knows its session no more (`http`)                                            |
+//! | `meta`                    | says what the call's `_meta` is                                               |
 //! | `state`                   | what it has seen; see [`Seen`]                                                |
 
 mod http;
@@ -310,6 +311,7 @@ impl Call {
                 self.fake.forgot.store(true, Ordering::Relaxed);
                 Some(content("forgot"))
             }
+            "meta" => Some(content(&self.params["_meta"].to_string())),
             "state" => Some(self.state()),
             other => Some(Err((-32602, format!("no tool `{other}`")))),
         };
@@ -483,7 +485,8 @@ fn discover() -> Value {
 
 fn tools() -> Value {
     let names = [
-        "echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "cut", "state",
+        "echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "cut", "meta",
+        "state",
     ];
     let tools: Vec<Value> =
         names.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
