@@ -13,6 +13,7 @@ pub mod headers;
 pub mod message;
 pub mod mux;
 pub mod rpc;
+pub mod session_tools;
 pub mod sse;
 pub mod tell;
 pub mod version;
