@@ -19,6 +19,7 @@
 pub mod machine;
 mod pressure;
 mod relief;
+mod rest;
 #[cfg(test)]
 mod tests;
 mod trees;
@@ -41,6 +42,7 @@ use crate::session::Sessions;
 use crate::watch;
 use machine::{Ask, Machine};
 use pressure::{Coming, Pressure};
+use rest::Rest;
 pub(crate) use trees::Found;
 use trees::Trees;
 
@@ -166,9 +168,16 @@ pub struct Monitor {
     /// Somebody was refused a place.
     shortage: Mutex<Option<(Need, u64)>>,
     refused: Notify,
+    /// Changes of instances, and of what holds them, so far.
+    changes: AtomicU64,
 }
 
 impl Monitor {
+    /// An instance is not what it was, or is held to something else: what was measured may not be so any more.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// What the last pass saw of everything.
     pub fn overview(&self) -> Arc<Overview> {
         self.overview.load_full()
@@ -202,8 +211,10 @@ pub(crate) struct Watcher {
     rungs: OnceLock<Rungs>,
     trees: Trees,
     pressure: Pressure,
-    /// Regular passes so far.
+    /// Regular passes so far, those left out included.
     passes: u64,
+    /// How it was at the latest regular pass that was made.
+    rest: Option<Rest>,
 }
 
 impl Watcher {
@@ -215,7 +226,8 @@ impl Watcher {
         folders: Vec<std::path::PathBuf>,
     ) -> Self {
         let pressure = Pressure::new(&core.config().limits, folders);
-        Self { core, sessions, machine, rungs: OnceLock::new(), trees: Trees::default(), pressure, passes: 0 }
+        let (rungs, trees) = (OnceLock::new(), Trees::default());
+        Self { core, sessions, machine, rungs, trees, pressure, passes: 0, rest: None }
     }
 
     /// Passes without end.
@@ -239,12 +251,31 @@ impl Watcher {
                 }
                 () = looked => false,
             };
+            if regular && self.rests() {
+                self.passes += 1;
+                due = Instant::now() + self.core.config().metrics.interval;
+                continue;
+            }
             self.pass(regular).await;
             rested = Instant::now() + LOOK_PAUSE;
             if regular {
                 due = Instant::now() + self.core.config().metrics.interval;
             }
         }
+    }
+
+    /// Whether the regular pass that is due can be left out.
+    fn rests(&mut self) -> bool {
+        let before = self.rest.take();
+        let is_due = [SPACE_EVERY, THOROUGH_EVERY].iter().any(|every| self.passes.is_multiple_of(*every));
+        let now = Rest::now(&self.core, &*self.machine, before.as_ref());
+        let same = before.as_ref().zip(now.as_ref()).is_some_and(|(before, now)| before.lasts(now));
+        let lasts = same && !is_due && !self.pressure.is_short();
+        self.rest = match (before, now) {
+            (Some(before), Some(now)) if lasts => Some(before.longer(&now)),
+            (_, now) => now,
+        };
+        lasts
     }
 
     async fn pass(&mut self, regular: bool) {

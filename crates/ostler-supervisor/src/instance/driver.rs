@@ -948,6 +948,9 @@ impl Driver {
         let state = self.machine.state().clone();
         let serving = self.running.as_ref().filter(|_| state.serves());
         self.snapshot.connection = serving.and_then(|running| running.connection.clone());
+        if state != self.snapshot.state || self.machine.generation() != self.snapshot.generation {
+            self.core.monitor.changed();
+        }
         self.snapshot.state = state;
         self.snapshot.generation = self.machine.generation();
         self.snapshot.restarts = self.machine.restarts();

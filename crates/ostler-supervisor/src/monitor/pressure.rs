@@ -141,6 +141,12 @@ impl Pressure {
         dials.iter().any(|dial| dial.level() != Level::Normal) || self.shortage.is_some()
     }
 
+    /// Whether something is short that only measuring shows. How many instances there are is known without.
+    pub(super) fn is_short(&self) -> bool {
+        let dials = [&self.memory, &self.stall, &self.machine];
+        dials.iter().any(|dial| dial.level() != Level::Normal) || self.shortage.is_some()
+    }
+
     /// Each gauge as it stands. Instances come and go between measurements, so they are counted now.
     pub(super) fn show(&self, core: &Core, total: &Total) -> Vec<Measured> {
         let processes = Measured {
