@@ -21,9 +21,8 @@ pub trait Machine: fmt::Debug + Send + Sync {
     fn rungs(&self) -> Rungs;
 
     /// How the machine is as a whole, in a few microseconds; `None` where that cannot be told. What its processors have
-    /// done takes longer, and is said where `work` asks for it.
-    fn pulse(&self, work: bool) -> Option<Pulse> {
-        let _ = work;
+    /// done takes longer, and is said where that is asked for.
+    fn pulse(&self, _work: bool) -> Option<Pulse> {
         None
     }
 
