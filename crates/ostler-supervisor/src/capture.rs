@@ -19,6 +19,9 @@ const WIDE_BUFFER: usize = WIDE + MAX_LINE;
 /// be hundreds.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long output is read on once its process, or its tree, has ended, where somebody else holds the pipe open.
+pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// Reads until every process that holds the pipe has closed it. Never stands still, so the process never blocks on
 /// it; what the log has no room for is dropped and counted there.
 pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {

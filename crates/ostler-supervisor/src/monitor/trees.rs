@@ -92,9 +92,8 @@ pub(super) fn let_in(core: &Core) -> Vec<(Arc<InstanceHandle>, bool)> {
     let handles = table.all().iter().flat_map(|server| server.instances());
     let far = handles.filter_map(|handle| {
         let snapshot = handle.snapshot();
-        let begun = !matches!(snapshot.state, State::Stopped) || snapshot.generation != Generation::default();
         let starting = matches!(snapshot.state, State::Starting { .. });
-        begun.then_some((handle, !starting))
+        (!snapshot.is_new()).then_some((handle, !starting))
     });
     far.collect()
 }
