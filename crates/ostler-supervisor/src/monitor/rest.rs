@@ -14,6 +14,9 @@ use crate::core::Core;
 const RESTS: u64 = 11;
 /// The same while an instance has limits of its own.
 const ATTENTIVE_RESTS: u64 = 5;
+/// Intervals after which is looked again whether the rest lasts: each look wakes a processor. While an instance has
+/// limits of its own, every interval; and as soon as an instance changes, in any case.
+const DOZE: u64 = 4;
 
 /// By how many bytes the machine's free memory may have become less than it was at most: no tree can have grown by much
 /// more, unless another program gave as much back at the same time.
@@ -43,7 +46,7 @@ pub(super) struct Rest {
 impl Rest {
     /// How it is now; `None` where that cannot be told. `before` knows of the instances already, if nothing has changed.
     pub(super) fn now(core: &Core, machine: &dyn Machine, before: Option<&Self>) -> Option<Self> {
-        let changes = core.monitor.changes.load(Ordering::Acquire);
+        let changes = core.monitor.changes.load(Ordering::SeqCst);
         let (unsettled, attentive) = match before.filter(|before| before.changes == changes) {
             Some(before) => (before.unsettled, before.attentive),
             None => {
@@ -56,11 +59,16 @@ impl Rest {
         Some(Self { pulse, at: Instant::now(), changes, unsettled, attentive, left_out: 0 })
     }
 
-    /// After one more pass was left out.
-    pub(super) fn longer(mut self, now: &Self) -> Self {
+    /// In how many intervals to look again.
+    pub(super) fn doze(&self) -> u64 {
+        if self.attentive { 1 } else { RESTS.saturating_sub(self.left_out).clamp(1, DOZE) }
+    }
+
+    /// When the passes of so many more intervals are left out.
+    pub(super) fn longer(mut self, now: &Self, intervals: u64) -> Self {
         let (most, free) = (&mut self.pulse.memory.available_bytes, now.pulse.memory.available_bytes);
         *most = free.max(*most);
-        self.left_out += 1;
+        self.left_out += intervals;
         self
     }
 
@@ -89,7 +97,7 @@ impl Rest {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use ostler_os::pressure::Memory;
@@ -98,12 +106,13 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn pulse() -> Pulse {
+    pub(in crate::monitor) fn pulse() -> Pulse {
         let memory = Memory { total_bytes: 8 * GIB, available_bytes: 4 * GIB };
         Pulse { memory, threads: 500, busy_ms: None }
     }
 
-    fn rest(pulse: Pulse, after: u64, left_out: u64) -> Rest {
+    /// One that began with 7 changes.
+    pub(in crate::monitor) fn rest(pulse: Pulse, after: u64, left_out: u64) -> Rest {
         let (at, attentive) = (Instant::now() + Duration::from_secs(after), pulse.busy_ms.is_some());
         Rest { pulse, at, changes: 7, unsettled: false, attentive, left_out }
     }
@@ -114,7 +123,8 @@ mod tests {
         assert!(before.lasts(&rest(pulse(), 5, 0)));
         assert!(rest(pulse(), 0, RESTS - 1).lasts(&rest(pulse(), 5, 0)));
         assert!(!rest(pulse(), 0, RESTS).lasts(&rest(pulse(), 5, 0)), "long enough");
-        assert_eq!(before.longer(&rest(pulse(), 5, 0)).left_out, 1);
+        assert_eq!((before.doze(), rest(pulse(), 0, RESTS - 1).doze()), (DOZE, 1), "and no longer than that");
+        assert_eq!(before.longer(&rest(pulse(), 5, 0), DOZE).left_out, DOZE);
     }
 
     #[tokio::test(start_paused = true)]
@@ -124,7 +134,7 @@ mod tests {
             |available_bytes| Pulse { memory: Memory { available_bytes, ..pulse().memory }, ..pulse() };
         assert!(before.lasts(&rest(free(4 * GIB - MEMORY), 5, 0)));
         assert!(!before.lasts(&rest(free(4 * GIB - MEMORY - 1), 5, 0)));
-        let freed = rest(pulse(), 0, 0).longer(&rest(free(5 * GIB), 5, 0));
+        let freed = rest(pulse(), 0, 0).longer(&rest(free(5 * GIB), 5, 0), 1);
         assert!(freed.lasts(&rest(free(5 * GIB), 10, 0)) && !freed.lasts(&rest(pulse(), 10, 0)));
         assert!(!rest(free(GIB), 0, 0).lasts(&rest(free(GIB), 5, 0)), "the machine is short of memory");
         assert!(!before.lasts(&rest(Pulse { threads: 500 + THREADS + 1, ..pulse() }, 5, 0)));
@@ -137,6 +147,7 @@ mod tests {
     async fn with_limits_of_its_own_work_counts_too() {
         let worked = |busy_ms| Pulse { busy_ms: Some(busy_ms), ..pulse() };
         let before = rest(worked(1000), 0, 0);
+        assert_eq!(before.doze(), 1);
         assert!(before.lasts(&rest(worked(1100), 5, 0)), "2 % of 5 s are 100 ms");
         assert!(!before.lasts(&rest(worked(1101), 5, 0)));
         assert!(!rest(worked(1000), 0, ATTENTIVE_RESTS).lasts(&rest(worked(1000), 5, 0)));
