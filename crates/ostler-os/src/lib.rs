@@ -41,6 +41,7 @@ pub mod meter;
 pub mod own;
 pub mod peercred;
 pub mod pidfd;
+pub mod pipe;
 pub mod pressure;
 pub mod reap;
 mod shrink;

@@ -1,6 +1,6 @@
 //! How short of memory and disk space the machine is.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 /// Share of time in which processes waited for memory, over the last ten seconds, in per cent
@@ -54,8 +54,31 @@ pub fn memory_stall() -> io::Result<Option<MemoryStall>> {
 /// # Errors
 /// When `/proc/meminfo` cannot be read.
 pub fn memory() -> io::Result<Memory> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let text = beginning("/proc/meminfo")?;
     parse_memory(&text).ok_or_else(|| unreadable("/proc/meminfo", &text))
+}
+
+/// The first lines of a file, where what is wanted stands.
+fn beginning(path: &str) -> io::Result<String> {
+    let mut text = [0; 512];
+    let length = std::fs::File::open(path)?.read(&mut text)?;
+    Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
+/// Processes and threads that there are on the machine.
+pub fn threads() -> u16 {
+    rustix::system::sysinfo().procs
+}
+
+/// How much processors have worked since the machine was started, all of them together, in milliseconds: what neither
+/// idles nor waits for a disk, and no other machine took (proc_stat(5)).
+///
+/// # Errors
+/// When `/proc/stat` cannot be read.
+pub fn busy_ms() -> io::Result<u64> {
+    let text = beginning("/proc/stat")?;
+    let ticks = parse_busy(&text).ok_or_else(|| unreadable("/proc/stat", &text))?;
+    Ok(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second())
 }
 
 /// The space of the file system that `path` is on.
@@ -83,6 +106,13 @@ fn parse_stall(text: &str) -> Option<MemoryStall> {
         line.split_ascii_whitespace().find_map(|field| field.strip_prefix("avg10=")?.parse().ok())
     };
     Some(MemoryStall { some_avg10: average("some")?, full_avg10: average("full")? })
+}
+
+fn parse_busy(text: &str) -> Option<u64> {
+    let mut fields = text.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
+    let ticks: Vec<u64> = fields.by_ref().take(8).map_while(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _disk, irq, softirq, _stolen] = ticks[..] else { return None };
+    Some(user + nice + system + irq + softirq)
 }
 
 fn parse_memory(text: &str) -> Option<Memory> {
@@ -115,7 +145,16 @@ mod tests {
     }
 
     #[test]
+    fn work_is_all_that_neither_idles_nor_waits() {
+        let text = "cpu  10 2 300 100000 70 4 5 600 70 80\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(parse_busy(text), Some(10 + 2 + 300 + 4 + 5));
+        assert_eq!(parse_busy("cpu 1 2 3\n"), None);
+        assert_eq!(parse_busy("cpu0 1 2 3 4 5 6 7 8 9 10\n"), None);
+    }
+
+    #[test]
     fn this_machine_has_some_of_each() {
+        assert!(busy_ms().expect("stat") > 0 && threads() > 0);
         let memory = memory().expect("meminfo");
         assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes, "{memory:?}");
         let space = space(&std::env::temp_dir()).expect("statvfs");

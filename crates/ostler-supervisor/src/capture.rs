@@ -3,17 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ostler_os::pipe::{USUAL, WIDE};
 use tokio::time::timeout;
 
 use crate::launch::Output;
 use crate::log::{Log, MAX_LINE, Stream};
 
 /// What is read at once, in bytes: all that a pipe holds, behind the beginning of the longest line that is kept.
-const BUFFER: usize = 64 * 1024 + MAX_LINE;
+const BUFFER: usize = USUAL + MAX_LINE;
+/// The same of a pipe that was found more than half full, and is made wider: its process has to stop for the reader less
+/// often.
+const WIDE_BUFFER: usize = WIDE + MAX_LINE;
 
 /// A process that has written nothing for this long has no buffer: most are silent most of the time, and there may
 /// be hundreds.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// How long output is read on once its process, or its tree, has ended, where somebody else holds the pipe open.
+pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Reads until every process that holds the pipe has closed it. Never stands still, so the process never blocks on
 /// it; what the log has no room for is dropped and counted there.
@@ -25,7 +32,12 @@ pub(crate) async fn capture(pipe: Output, stream: Stream, log: Arc<Log>) {
         }
         match pipe.try_read(held.room()) {
             Ok(0) => break,
-            Ok(length) => held.take(length, stream, &log),
+            Ok(length) => {
+                if length > USUAL / 2 && !held.wide {
+                    held.wide = pipe.hold(WIDE);
+                }
+                held.take(length, stream, &log);
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(%error, stream = stream.as_str(), "the output of a process cannot be read");
@@ -41,7 +53,7 @@ async fn readable(pipe: &Output, held: &mut Held) -> std::io::Result<()> {
     if !held.buffer.is_empty() {
         match timeout(QUIET, pipe.readable()).await {
             Ok(readable) => return readable,
-            Err(_) => held.rest(),
+            Err(_) => held.rest(pipe),
         }
     }
     pipe.readable().await
@@ -50,8 +62,10 @@ async fn readable(pipe: &Output, held: &mut Held) -> std::io::Result<()> {
 /// What was read and not taken yet: less than a line.
 #[derive(Default)]
 struct Held {
-    /// Empty, or [`BUFFER`] long.
+    /// Empty, or [`BUFFER`] long, or [`WIDE_BUFFER`].
     buffer: Vec<u8>,
+    /// The pipe is wide.
+    wide: bool,
     filled: usize,
     /// Bytes dropped so far of the line that is being read, which is too long.
     overlong: usize,
@@ -60,16 +74,19 @@ struct Held {
 impl Held {
     /// Where to read to.
     fn room(&mut self) -> &mut [u8] {
-        if self.buffer.is_empty() {
-            self.buffer.resize(BUFFER, 0);
+        let wanted = if self.wide { WIDE_BUFFER } else { BUFFER };
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
         }
         &mut self.buffer[self.filled..]
     }
 
     /// There has been nothing to read for a while.
-    fn rest(&mut self) {
+    fn rest(&mut self, pipe: &Output) {
         if self.filled == 0 {
             self.buffer = Vec::new();
+            // It is empty, so it may be made as small as it was.
+            self.wide = self.wide && !pipe.hold(USUAL);
         }
     }
 
@@ -126,7 +143,7 @@ mod tests {
                 let length = rest.len().min(room.len());
                 room[..length].copy_from_slice(&rest[..length]);
                 held.take(length, Stream::Stderr, &log);
-                held.rest();
+                held.rest(&Output::Nobody);
                 rest = &rest[length..];
             }
         }
@@ -144,6 +161,28 @@ mod tests {
             let expected = ["one", "two", "", &cut, "three", &cut, "last"];
             assert_eq!(lines, expected, "in pieces of {size}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_is_found_full_is_wide_for_as_long_as_it_is_busy() {
+        let (write, read) = tokio::net::unix::pipe::pipe().expect("a pipe");
+        let log = Arc::new(Log::new(10));
+        let line = [b"x".repeat(99), b"\n".to_vec()].concat();
+        write.writable().await.expect("a pipe");
+        while write.try_write(&line).is_ok() {}
+        let reading = tokio::spawn(capture(read.into(), Stream::Stdout, Arc::clone(&log)));
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        for wanted in [WIDE, USUAL] {
+            while ostler_os::pipe::capacity(&write).expect("a pipe") != wanted {
+                assert!(tokio::time::Instant::now() < deadline, "it never holds {wanted} bytes");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        write.writable().await.expect("a pipe");
+        write.try_write(b"last\n").expect("there is room");
+        drop(write);
+        reading.await.expect("it ends with the pipe");
+        assert_eq!(log.after(0, 1)[0].text.as_ref(), "last");
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Core {
         self.cleanup.set_slots(config.limits.cleanups);
         self.alerts.configure(&config);
         self.config.store(config);
+        self.monitor.changed();
     }
 }
 

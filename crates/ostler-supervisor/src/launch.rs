@@ -248,6 +248,16 @@ impl Output {
         }
     }
 
+    /// Has the pipe hold so many bytes; whether it does now.
+    pub(crate) fn hold(&self, bytes: usize) -> bool {
+        match self {
+            Self::Pipe(pipe) => ostler_os::pipe::set_capacity(pipe, bytes).is_ok(),
+            Self::Nobody => false,
+            #[cfg(feature = "sim")]
+            Self::Simulated(_) => false,
+        }
+    }
+
     /// Reads what is there now into `buffer`, as far as that has room, and says how much that was; 0 is the end.
     ///
     /// # Errors

@@ -125,7 +125,7 @@ impl Log {
         self.change(|rings| {
             let room = rings.rings[stream as usize].max_texts();
             // The line end that ends the piece is found, too.
-            let mut begin = memchr::memrchr_iter(b'\n', piece).nth(room).map_or(0, |end| end + 1);
+            let begin = memchr::memrchr_iter(b'\n', piece).nth(room).map_or(0, |end| end + 1);
             let skipped = memchr::memchr_iter(b'\n', &piece[..begin]).count() as u64;
             rings.next += skipped;
             rings.dropped += skipped;
@@ -133,10 +133,17 @@ impl Log {
             let lines = memchr::memchr_iter(b'\n', &piece[begin..]).count();
             let gone = rings.rings[stream as usize].make_room(lines, piece.len() - begin);
             rings.dropped += gone as u64;
-            while let Some(length) = memchr::memchr(b'\n', &piece[begin..]) {
-                let line = &piece[begin..begin + length];
-                rings.push(stream, now, &String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)));
-                begin += length + 1;
+            // Once for all of them is much cheaper than for each, and nearly all output is UTF-8.
+            let text = std::str::from_utf8(&piece[begin..]).ok();
+            let mut at = 0;
+            while let Some(length) = memchr::memchr(b'\n', &piece[begin + at..]) {
+                let line = &piece[begin + at..begin + at + length];
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                match text {
+                    Some(text) => rings.push(stream, now, &text[at..at + line.len()]),
+                    None => rings.push(stream, now, &String::from_utf8_lossy(line)),
+                }
+                at += length + 1;
             }
         });
     }
@@ -220,6 +227,15 @@ mod tests {
         let log = Log::new(3);
         log.push(Stream::Stderr, &"ä".repeat(MAX_LINE));
         assert!(log.after(0, 1)[0].text.ends_with("[cut: 8192 more bytes]"));
+    }
+
+    #[test]
+    fn what_is_no_text_costs_no_line() {
+        let log = Log::new(10);
+        log.push_lines(Stream::Stdout, "ä\r\nö\n".as_bytes());
+        log.push_lines(Stream::Stdout, b"\xff one\r\n\xc3\xa4 two\n");
+        let texts: Vec<String> = log.after(0, 100).iter().map(|line| line.text.to_string()).collect();
+        assert_eq!(texts, ["ä", "ö", "\u{fffd} one", "ä two"]);
     }
 
     #[test]

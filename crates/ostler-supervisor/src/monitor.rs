@@ -19,11 +19,12 @@
 pub mod machine;
 mod pressure;
 mod relief;
+mod rest;
 #[cfg(test)]
 mod tests;
 mod trees;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ use crate::session::Sessions;
 use crate::watch;
 use machine::{Ask, Machine};
 use pressure::{Coming, Pressure};
+use rest::Rest;
 pub(crate) use trees::Found;
 use trees::Trees;
 
@@ -49,6 +51,9 @@ const THOROUGH_EVERY: u64 = 12;
 
 /// In one of so many regular passes the disk is looked at, also while nothing runs.
 const SPACE_EVERY: u64 = 12;
+
+/// What is never left out.
+const REGULARLY: [u64; 2] = [THOROUGH_EVERY, SPACE_EVERY];
 
 /// So long after a pass none is begun for somebody who looks: each is a walk over `/proc`, and many may look.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -166,9 +171,23 @@ pub struct Monitor {
     /// Somebody was refused a place.
     shortage: Mutex<Option<(Need, u64)>>,
     refused: Notify,
+    /// Changes of instances, and of what holds them, so far.
+    changes: AtomicU64,
+    /// The next regular pass is further away than the interval, and comes in time again when this is woken.
+    dozes: AtomicBool,
+    woken: Notify,
 }
 
 impl Monitor {
+    /// An instance is not what it was, or is held to something else: what was measured may not be so any more.
+    pub(crate) fn changed(&self) {
+        // In one order with what `rests` does, so that one of the two sees the other.
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        if self.dozes.load(Ordering::SeqCst) && self.dozes.swap(false, Ordering::SeqCst) {
+            self.woken.notify_one();
+        }
+    }
+
     /// What the last pass saw of everything.
     pub fn overview(&self) -> Arc<Overview> {
         self.overview.load_full()
@@ -202,8 +221,10 @@ pub(crate) struct Watcher {
     rungs: OnceLock<Rungs>,
     trees: Trees,
     pressure: Pressure,
-    /// Regular passes so far.
+    /// Regular passes so far, those left out included.
     passes: u64,
+    /// How it was at the latest regular pass that was made.
+    rest: Option<Rest>,
 }
 
 impl Watcher {
@@ -215,21 +236,27 @@ impl Watcher {
         folders: Vec<std::path::PathBuf>,
     ) -> Self {
         let pressure = Pressure::new(&core.config().limits, folders);
-        Self { core, sessions, machine, rungs: OnceLock::new(), trees: Trees::default(), pressure, passes: 0 }
+        let (rungs, trees) = (OnceLock::new(), Trees::default());
+        Self { core, sessions, machine, rungs, trees, pressure, passes: 0, rest: None }
     }
 
     /// Passes without end.
     pub(crate) async fn run(mut self) {
-        let mut due = Instant::now() + self.core.config().metrics.interval;
+        let core = Arc::clone(&self.core);
+        let after = |intervals: u32| Instant::now() + core.config().metrics.interval * intervals;
+        let mut due = after(1);
         let mut rested = Instant::now();
         loop {
-            let core = Arc::clone(&self.core);
             let looked = async {
                 sleep_until(rested).await;
                 core.monitor.wanted.notified().await;
             };
             let regular = crate::select::select! {
                 () = sleep_until(due) => true,
+                () = core.monitor.woken.notified() => {
+                    due = due.min(after(1));
+                    continue;
+                }
                 // Who makes room is chosen by what is known.
                 () = core.monitor.refused.notified() => {
                     if let Some((need, let_in)) = core.monitor.take_shortage() {
@@ -239,10 +266,37 @@ impl Watcher {
                 }
                 () = looked => false,
             };
+            if regular && let Some(intervals) = self.rests() {
+                due = after(intervals);
+                continue;
+            }
             self.pass(regular).await;
             rested = Instant::now() + LOOK_PAUSE;
             if regular {
-                due = Instant::now() + self.core.config().metrics.interval;
+                due = after(1);
+            }
+        }
+    }
+
+    /// Whether the regular pass that is due can be left out, and in how many intervals the next is.
+    fn rests(&mut self) -> Option<u32> {
+        // Whoever changes something from here on wakes this task; what changed before is seen below.
+        self.core.monitor.dozes.store(true, Ordering::SeqCst);
+        let before = self.rest.take();
+        let is_due = REGULARLY.iter().any(|every| self.passes.is_multiple_of(*every));
+        let now = Rest::now(&self.core, &*self.machine, before.as_ref());
+        let same = before.as_ref().zip(now.as_ref()).is_some_and(|(before, now)| before.lasts(now));
+        match (before, now) {
+            (Some(before), Some(now)) if same && !is_due && !self.pressure.is_short() => {
+                let until_due = REGULARLY.iter().map(|every| every - self.passes % every).min();
+                let intervals = before.doze().min(until_due.unwrap_or(1));
+                self.passes += intervals;
+                self.rest = Some(before.longer(&now, intervals));
+                u32::try_from(intervals).ok()
+            }
+            (_, now) => {
+                self.rest = now;
+                None
             }
         }
     }

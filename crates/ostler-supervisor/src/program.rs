@@ -2,20 +2,17 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures_util::future::join;
 use ostler_os::{Exit, GuardEvent, Limits, SpawnRequest};
 use tokio::sync::mpsc;
 
+use crate::capture::LAST_WORDS;
 use crate::instance::driver::convert;
 use crate::launch::{Launcher, Output};
 
 /// Bytes at the end of its error output that are told when it fails.
 const MAX_OUTPUT: usize = 500;
-
-/// How long its error output is read after it has ended, where something that it started holds that open.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What to run.
 #[derive(Debug)]
@@ -126,6 +123,7 @@ impl Tail {
 mod tests {
     use std::io;
     use std::sync::Mutex;
+    use std::time::Duration;
 
     use ostler_os::meter::TreeRoot;
     use ostler_os::{Mark, SpawnError};

@@ -38,6 +38,12 @@ impl<T> TextRing<T> {
     /// Makes room for so many texts of so many bytes in all, and says how many had to go for it. Once for many is
     /// cheaper than for each.
     pub(crate) fn make_room(&mut self, texts: usize, bytes: usize) -> usize {
+        if texts >= self.max_texts {
+            let gone = self.slots.len();
+            self.slots.clear();
+            self.texts.clear();
+            return gone;
+        }
         let (mut gone, mut length) = (0, 0);
         for (_, one) in &self.slots {
             let fits = self.slots.len() - gone + texts <= self.max_texts

@@ -14,7 +14,7 @@ use crate::watch;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::State;
 use ostler_domain::pool::Figures;
-use ostler_domain::{Era, Generation, InstanceId, ServerName, ServerSpec, Traits};
+use ostler_domain::{Era, InstanceId, ServerName, ServerSpec, Traits};
 use ostler_mcp::version;
 
 use crate::admission::{Counted, Place};
@@ -110,7 +110,7 @@ impl Standing {
                 State::Ready { .. } => Self::Serving,
                 State::Degraded { reason, .. } => Self::Degraded(reason.clone()),
                 State::Starting { .. } => Self::Coming,
-                State::Stopped if snapshot.generation == Generation::default() => Self::Coming,
+                State::Stopped if snapshot.is_new() => Self::Coming,
                 state => Self::Down(state.as_str(), snapshot.reason()),
             };
             if standing.rank() > best.rank() || matches!(best, Self::Idle) {

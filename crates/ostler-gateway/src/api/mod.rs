@@ -237,22 +237,21 @@ async fn begun(gateway: &Gateway, server: &Arc<Server>) -> Result<Response, Fail
     if view.instances.iter().all(|instance| instance.state != ENDING) {
         return Ok(Json(view).into_response());
     }
-    let ends = server.instances().into_iter().map(|handle| async move {
-        handle.until(|snapshot| snapshot.state.as_str() != ENDING).await;
-    });
-    // One that the kernel holds is shown as it is.
-    if tokio::time::timeout(ENDING_PATIENCE, futures_util::future::join_all(ends)).await.is_err() {
-        return Ok(Json(view).into_response());
-    }
+    let instances = server.instances();
+    futures_util::future::join_all(instances.iter().map(|handle| past_its_end(handle))).await;
     one_server(gateway, server).await
 }
 
 /// The same for an instance.
 async fn begun_instance(gateway: &Gateway, handle: &InstanceHandle) -> Result<Response, Failure> {
-    let ended = handle.until(|snapshot| snapshot.state.as_str() != ENDING);
-    // One that the kernel holds is shown as it is.
-    let _ = tokio::time::timeout(ENDING_PATIENCE, ended).await;
+    past_its_end(handle).await;
     one_instance(gateway, &handle.id.to_string()).await
+}
+
+/// Returns when an instance is not on its way down. One that the kernel holds is shown as it is.
+async fn past_its_end(handle: &InstanceHandle) {
+    let ended = handle.until(|snapshot| snapshot.state.as_str() != ENDING);
+    let _ = tokio::time::timeout(ENDING_PATIENCE, ended).await;
 }
 
 async fn stop_server(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {

@@ -30,7 +30,7 @@ use super::health::{Verdict, Watch};
 use super::probe::Subject;
 use super::{Ended, GuardedTree, Holds, InstanceHandle, Owner, Snapshot};
 use crate::admission::Place;
-use crate::capture::capture;
+use crate::capture::{LAST_WORDS, capture};
 use crate::cleanup::Slot;
 use crate::clock;
 use crate::connection::{Connection, News, Parts};
@@ -44,9 +44,6 @@ use crate::upstream::Target;
 
 /// Wishes and reports that may wait for a driver.
 const QUEUE: usize = 256;
-
-/// Longest wait for the last output of a tree to be read once it is empty, where somebody else holds the pipe.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long a server that closed its input or output has to end by itself.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
@@ -953,6 +950,9 @@ impl Driver {
         let state = self.machine.state().clone();
         let serving = self.running.as_ref().filter(|_| state.serves());
         self.snapshot.connection = serving.and_then(|running| running.connection.clone());
+        if state != self.snapshot.state || self.machine.generation() != self.snapshot.generation {
+            self.core.monitor.changed();
+        }
         self.snapshot.state = state;
         self.snapshot.generation = self.machine.generation();
         self.snapshot.restarts = self.machine.restarts();

@@ -132,6 +132,11 @@ impl Snapshot {
         }
     }
 
+    /// Whether its driver has not taken up its first wish yet, to start.
+    pub(crate) fn is_new(&self) -> bool {
+        matches!(self.state, State::Stopped) && self.generation == Generation::default()
+    }
+
     /// Why it is in its state, where there is a reason to give.
     pub fn reason(&self) -> Option<String> {
         match &self.state {
@@ -400,7 +405,7 @@ impl InstanceHandle {
             return Some(self.down(snapshot));
         }
         match &snapshot.state {
-            State::Stopped if snapshot.generation == Generation::default() => None,
+            State::Stopped if snapshot.is_new() => None,
             State::Stopped | State::Failed { .. } => Some(self.down(snapshot)),
             State::Backoff { .. } | State::Broken { .. } => {
                 let next_try = snapshot.next_try().unwrap_or_default();

@@ -20,11 +20,28 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// Which means hold a tree to its limits.
     fn rungs(&self) -> Rungs;
 
+    /// How the machine is as a whole, in a few microseconds; `None` where that cannot be told. What its processors have
+    /// done takes longer, and is said where that is asked for.
+    fn pulse(&self, _work: bool) -> Option<Pulse> {
+        None
+    }
+
     /// Measures what is asked for. One look at a time.
     ///
     /// # Errors
     /// When processes cannot be measured at all.
     fn look(&self, ask: Ask) -> Looking<'_>;
+}
+
+/// How a machine is as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pulse {
+    /// Its memory.
+    pub memory: Memory,
+    /// Its processes and threads.
+    pub threads: u16,
+    /// Time that its processors have worked, all together, in milliseconds, where that was asked for.
+    pub busy_ms: Option<u64>,
 }
 
 /// One tree that is to be measured.
@@ -82,6 +99,11 @@ pub struct System {
 impl Machine for System {
     fn rungs(&self) -> Rungs {
         limits::rungs()
+    }
+
+    fn pulse(&self, work: bool) -> Option<Pulse> {
+        let busy_ms = if work { Some(pressure::busy_ms().ok()?) } else { None };
+        Some(Pulse { memory: pressure::memory().ok()?, threads: pressure::threads(), busy_ms })
     }
 
     fn look(&self, ask: Ask) -> Looking<'_> {

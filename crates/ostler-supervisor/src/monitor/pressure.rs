@@ -137,7 +137,12 @@ impl Pressure {
 
     /// Whether something has not returned to normal yet, so that a pass is needed though nothing runs.
     pub(super) fn is_pressed(&self) -> bool {
-        let dials = [&self.memory, &self.processes, &self.stall, &self.machine];
+        self.processes.level() != Level::Normal || self.is_short()
+    }
+
+    /// Whether something is short that only measuring shows. How many instances there are is known without.
+    pub(super) fn is_short(&self) -> bool {
+        let dials = [&self.memory, &self.stall, &self.machine];
         dials.iter().any(|dial| dial.level() != Level::Normal) || self.shortage.is_some()
     }
 

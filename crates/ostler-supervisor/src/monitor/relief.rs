@@ -158,8 +158,7 @@ fn occupation(server: &Server, handle: &InstanceHandle) -> Occupation {
 fn may_run(handle: &InstanceHandle) -> bool {
     let snapshot = handle.snapshot();
     match snapshot.state {
-        // A new one has not taken up its first wish, to start.
-        State::Stopped => snapshot.generation == ostler_domain::Generation::default() && !snapshot.removed,
+        State::Stopped => snapshot.is_new() && !snapshot.removed,
         State::Failed { .. } => false,
         State::Starting { .. }
         | State::Ready { .. }

@@ -40,16 +40,22 @@ impl Launcher for Nothing {
     fn end_marked(&self, _mark: Mark) {}
 }
 
-/// Shows a file system with so many bytes free, and counts the looks.
+/// Shows a file system with so many bytes free and a machine that rests, and counts the looks and the pulses.
 #[derive(Debug, Default)]
 struct Painted {
     free: AtomicU64,
     looks: AtomicU64,
+    pulses: AtomicU64,
 }
 
 impl Machine for Painted {
     fn rungs(&self) -> Rungs {
         ostler_os::limits::rungs()
+    }
+
+    fn pulse(&self, _work: bool) -> Option<machine::Pulse> {
+        self.pulses.fetch_add(1, Ordering::Relaxed);
+        Some(rest::tests::pulse())
     }
 
     fn look(&self, ask: Ask) -> Looking<'_> {
@@ -134,6 +140,32 @@ async fn a_disk_that_fills_up_is_told_and_that_it_is_over() {
         2,
         "nothing runs: there is only the disk, now and then"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_all_rests_it_is_looked_seldom_until_something_changes() {
+    let supervisor = supervisor().await;
+    let (core, machine) = (Arc::clone(&supervisor.core), Arc::new(Painted::default()));
+    let interval = core.config().metrics.interval;
+    core.monitor.changes.store(7, Ordering::SeqCst);
+    let painted = Arc::clone(&machine) as Arc<dyn Machine>;
+    let sessions = Arc::clone(supervisor.sessions());
+    let mut watcher = Watcher::new(Arc::clone(&core), sessions, painted, Vec::new());
+    (watcher.rest, watcher.passes) = (Some(rest::tests::rest(rest::tests::pulse(), 0, 0)), 1);
+    tokio::spawn(watcher.run());
+    let seen = || (machine.pulses.load(Ordering::Relaxed), core.monitor.begun.load(Ordering::Relaxed));
+    tokio::time::sleep(interval * 3 / 2).await;
+    assert_eq!(seen(), (1, 0), "it rests");
+    tokio::time::sleep(interval * 3).await;
+    assert_eq!(seen(), (1, 0), "and nobody looks whether it does");
+    tokio::time::sleep(interval).await;
+    assert_eq!(seen(), (2, 0));
+    core.monitor.changed();
+    tokio::time::sleep(interval * 11 / 10).await;
+    assert_eq!(seen(), (3, 1), "what changed is measured after one interval");
+    core.monitor.changed();
+    tokio::time::sleep(interval).await;
+    assert_eq!(seen(), (4, 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,6 +55,22 @@ pub(super) struct Subject {
     pub(super) stopping: bool,
 }
 
+impl Subject {
+    /// Whether it is on its way up or out.
+    pub(super) fn is_changing(&self) -> bool {
+        self.starting || self.stopping
+    }
+
+    /// Whether it has limits of its own, which it may come to.
+    pub(super) fn is_limited(&self) -> bool {
+        let limits = &self.server.spec.limits;
+        limits.memory.is_some()
+            || limits.pids.is_some()
+            || limits.cpu.is_some()
+            || limits.open_files.is_some()
+    }
+}
+
 /// All instances that have processes, in the order of the table.
 pub(super) fn subjects(core: &Core) -> Vec<Subject> {
     let table = core.registry.table();
@@ -76,9 +92,8 @@ pub(super) fn let_in(core: &Core) -> Vec<(Arc<InstanceHandle>, bool)> {
     let handles = table.all().iter().flat_map(|server| server.instances());
     let far = handles.filter_map(|handle| {
         let snapshot = handle.snapshot();
-        let begun = !matches!(snapshot.state, State::Stopped) || snapshot.generation != Generation::default();
         let starting = matches!(snapshot.state, State::Starting { .. });
-        begun.then_some((handle, !starting))
+        (!snapshot.is_new()).then_some((handle, !starting))
     });
     far.collect()
 }
