@@ -26,6 +26,7 @@ mod node;
 mod order;
 mod overrides;
 mod pool;
+mod replicas;
 mod schema;
 mod sections;
 mod server;

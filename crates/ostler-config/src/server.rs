@@ -15,6 +15,7 @@ use crate::diagnostic::{Diagnostic, Findings, nearest};
 use crate::expand::{Env, Style, Trouble, Variables, expand};
 use crate::health;
 use crate::pool;
+use crate::replicas;
 use crate::source::Place;
 use crate::upstream;
 use crate::values::Values;
@@ -82,9 +83,12 @@ pub(crate) fn build(
     let health = health::build(&mut builder, launch.as_ref().ok().and_then(|l| l.cwd.as_deref()));
     let limits = builder.resources();
     let pool = pool::build(&mut builder);
-    let (Ok(launch), Ok(upstream), Some(restart), Ok(type_name), Ok(health), Ok(limits), Ok(pool)) =
-        (launch, upstream, restart, type_name, health, limits, pool)
+    let replicas = replicas::build(&mut builder);
+    let (Ok(launch), Ok(upstream), Some(restart), Ok(type_name)) = (launch, upstream, restart, type_name)
     else {
+        return None;
+    };
+    let (Ok(health), Ok(limits), Ok(pool), Ok(replicas)) = (health, limits, pool, replicas) else {
         return None;
     };
     let values = builder.values;
@@ -128,6 +132,7 @@ pub(crate) fn build(
         log_file_bytes: values.count("log_file_bytes") as u64,
         tell_session: values.flag("tell_session"),
         pool,
+        replicas,
     })
 }
 

@@ -252,6 +252,15 @@ pub enum Happening {
         /// Why.
         why: String,
     },
+    /// A shared server has more instances from now on, or fewer.
+    Scaled {
+        /// Whether more.
+        up: bool,
+        /// So many.
+        replicas: usize,
+        /// Calls that run.
+        calls: usize,
+    },
     /// Something was learnt about the server's program and will be remembered.
     Learnt {
         /// What.
@@ -307,6 +316,8 @@ impl Happening {
             Self::ReloadFailed { .. } => "reload-failed",
             Self::Leased { .. } => "leased",
             Self::ResetFailed { .. } => "reset-failed",
+            Self::Scaled { up: true, .. } => "scaled-up",
+            Self::Scaled { up: false, .. } => "scaled-down",
             Self::Learnt { .. } => "learnt",
             Self::Inconsistent { .. } => "inconsistent",
             Self::Alert(told) => match told.stage {
@@ -362,6 +373,7 @@ impl Happening {
             | Self::ServerChanged { .. }
             | Self::Reloaded { .. }
             | Self::Leased { .. }
+            | Self::Scaled { .. }
             | Self::Learnt { .. } => Severity::Info,
             Self::ResetFailed { .. } => Severity::Warning,
             Self::Alert(told) if told.stage == Stage::Resolved => Severity::Info,
@@ -439,6 +451,7 @@ impl fmt::Display for Happening {
                 write!(f, "the configuration was not taken in, nothing changes: {why}")
             }
             Self::Leased { holder, fence } => write!(f, "given to {holder}, as lease {fence} of its pool"),
+            Self::Scaled { replicas, calls, .. } => write!(f, "{replicas} replicas for {calls} calls that run"),
             Self::ResetFailed { why } => write!(f, "not made clean, and ended: {why}"),
             Self::Learnt { what } => write!(f, "learnt: {what}"),
             Self::Inconsistent { what } => write!(f, "the registry was wrong: {what}"),

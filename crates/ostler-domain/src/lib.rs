@@ -11,6 +11,7 @@ pub mod instance;
 pub mod pool;
 pub mod ports;
 pub mod pressure;
+pub mod replicas;
 pub mod server;
 pub mod text;
 

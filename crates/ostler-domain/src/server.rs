@@ -14,6 +14,7 @@ pub use upstream::{Upstream, UpstreamAt};
 
 use crate::ids::ServerName;
 use crate::pool::PoolSpec;
+use crate::replicas::ReplicasSpec;
 use crate::ports::PortWish;
 
 /// Who shares an instance of a server.
@@ -275,6 +276,8 @@ pub struct ServerSpec {
     pub tell_session: bool,
     /// How instances are started ahead and shared out, where sessions have one each.
     pub pool: Option<PoolSpec>,
+    /// How many instances serve side by side, where all share them; one where it does not say.
+    pub replicas: Option<ReplicasSpec>,
 }
 
 impl ServerSpec {
@@ -318,6 +321,7 @@ impl ServerSpec {
             log_file_bytes: 10 << 20,
             tell_session: false,
             pool: None,
+            replicas: None,
         }
     }
 }

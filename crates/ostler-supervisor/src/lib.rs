@@ -47,6 +47,7 @@ mod order;
 mod pool;
 pub mod ports;
 mod program;
+mod replicas;
 pub mod random;
 pub mod registry;
 pub mod reload;

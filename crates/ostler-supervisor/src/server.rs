@@ -25,6 +25,7 @@ use crate::instance::handshake::Need;
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::ledger::LedgerError;
 use crate::pool::Pool;
+use crate::replicas;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ struct Common {
     followed: AtomicBool,
     /// Starts of it that wait for its dependencies.
     awaiting: AtomicUsize,
+    /// Whether somebody looks after the number of its replicas.
+    scaled: AtomicBool,
 }
 
 /// A start that waits for dependencies, until it is dropped.
@@ -193,6 +196,7 @@ impl Server {
             trouble: watch::Sender::default(),
             followed: AtomicBool::new(false),
             awaiting: AtomicUsize::new(0),
+            scaled: AtomicBool::new(false),
         };
         Arc::new(Self { spec, common: Arc::new(common) })
     }
@@ -234,6 +238,28 @@ impl Server {
         let mut instances = self.lock();
         let wanted = Wanted { owner: &Owner::Spare, era, initialize: None, on_demand: wanted };
         self.create(core, &mut instances, wanted)
+    }
+
+    /// One replica more.
+    pub(crate) fn create_replica(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        era: Era,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        let mut instances = self.lock();
+        let wanted =
+            Wanted { owner: &Owner::All, era: Some(era), initialize: None, on_demand: false };
+        self.create(core, &mut instances, wanted)
+    }
+
+    /// Nobody looks after the number of its replicas any more, unless there are some again.
+    pub(crate) fn end_scaling(&self) -> bool {
+        let instances = self.lock();
+        let ends = instances.is_empty() || self.is_ending();
+        if ends {
+            self.common.scaled.store(false, Ordering::Release);
+        }
+        ends
     }
 
     /// Another name for `leader`, whose instances are its own.
@@ -555,7 +581,9 @@ impl Server {
         };
         let mine = || instances.iter().filter(of_use);
         let ending = |handle: &Arc<InstanceHandle>| Found::Ending(Arc::clone(handle));
-        if let Some(handle) = mine().find(|handle| handle.era() == Some(era)) {
+        // Of replicas the one with the least to do.
+        let fitting = mine().filter(|handle| handle.era() == Some(era));
+        if let Some(handle) = fitting.min_by_key(|handle| handle.load()) {
             return Ok(handle.lease().map_or_else(|| ending(handle), Found::Fitting));
         }
         if let Some(handle) = mine().find(|handle| handle.era().is_none()) {
@@ -725,6 +753,9 @@ impl Server {
         };
         let handle = Driver::create(core, latest, creation);
         instances.push(Arc::clone(&handle));
+        if latest.spec.replicas.is_some() && !self.common.scaled.swap(true, Ordering::AcqRel) {
+            replicas::follow(core, latest);
+        }
         // Its driver notes how the server stands from its first step on.
         self.common.standing.send_if_modified(|standing| {
             let changed = *standing == Standing::Idle;

@@ -1,6 +1,7 @@
 //! One server, before and after.
 
 use ostler_domain::pool::PoolSpec;
+use ostler_domain::replicas::ReplicasSpec;
 use ostler_domain::{
     Concurrency, Deadlines, HealthSpec, Launch, Probe, ResourceLimits, Restart, RestartPolicy, ServerSpec,
     StartMode, Upstream, UpstreamAt,
@@ -38,6 +39,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
         log_file_bytes,
         tell_session,
         pool: old_pool,
+        replicas: old_replicas,
     } = old;
     launch(c, old_launch, &new.launch);
     // Who shares an instance, and what counts as the same one, is settled when it is started.
@@ -64,6 +66,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
     c.shown("log_file_bytes", Replace, &Bytes(*log_file_bytes), &Bytes(new.log_file_bytes));
     c.shown("tell_session", Replace, tell_session, &new.tell_session);
     pool(c, old_pool.as_ref(), new.pool.as_ref());
+    replicas(c, old_replicas.as_ref(), new.replicas.as_ref());
     compare.found
 }
 
@@ -83,6 +86,20 @@ fn pool(c: &mut Compare, old: Option<&PoolSpec>, new: Option<&PoolSpec>) {
     c.shown("pool.max_age", Live, max_age, &new.max_age);
     c.shown("pool.max_rss", Live, &max_rss.map(Bytes), &new.max_rss.map(Bytes));
     c.shown("pool.jitter", Live, jitter, &new.jitter);
+}
+
+/// Told while they run. Those that there are without the table stay: there is one.
+fn replicas(c: &mut Compare, old: Option<&ReplicasSpec>, new: Option<&ReplicasSpec>) {
+    let (Some(old), Some(new)) = (old, new) else {
+        return c.shown("replicas", Replace, &old.is_some(), &new.is_some());
+    };
+    let ReplicasSpec { min, max, calls, up, down, interval } = old;
+    c.shown("replicas.min", Live, min, &new.min);
+    c.shown("replicas.max", Live, max, &new.max);
+    c.shown("replicas.calls", Live, calls, &new.calls);
+    c.shown("replicas.up", Live, up, &new.up);
+    c.shown("replicas.down", Live, down, &new.down);
+    c.shown("replicas.interval", Live, interval, &new.interval);
 }
 
 fn launch(c: &mut Compare, old: &Launch, new: &Launch) {

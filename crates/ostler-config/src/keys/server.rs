@@ -133,6 +133,12 @@ const SHARED: &[Key] = &[
         "With scope `session`: instances are started ahead, and sessions wait in line for them. Absent: each session's is \
          started when it is needed, and refused where there is no room.",
     ),
+    bare(
+        "replicas",
+        Kind::Table(REPLICAS),
+        "With scope `shared`: several instances serve side by side, more under load; each call or legacy session goes to \
+         the one with the least to do. Absent: one instance serves all. For servers that keep no state between calls.",
+    ),
 ];
 
 const LATER_SHARED: &[Key] = &[later("sandbox")];
@@ -303,6 +309,20 @@ const ON_RETURN: &[Choice] = &[
     choice("reuse", "the next session has it as it is"),
     choice("command", "`reset` makes it clean for the next session; it is ended where that fails"),
 ];
+
+const REPLICAS: Groups = &[&[
+    key("min", Kind::Count { min: 1, max: 100 }, "1", "Replicas at the least, once it runs."),
+    key("max", Kind::Count { min: 1, max: 100 }, "4", "Replicas at most; each counts in `limits`."),
+    key("calls", Kind::Count { min: 1, max: 10_000 }, "4", "Calls at the same time that one replica is meant for."),
+    key("up", Kind::Fraction, "0.8", "Share of these from which one more is started, from 0 to 1."),
+    key(
+        "down",
+        Kind::Fraction,
+        "0.2",
+        "Share up to which, twice in a row, one that nobody uses is ended; less than `up`.",
+    ),
+    key("interval", DURATION, r#""10s""#, "From one look at the load to the next."),
+]];
 
 const POOL: Groups = &[&[
     key("spare", Kind::Count { min: 0, max: 65_536 }, "1", "Instances kept ready for sessions to come."),

@@ -67,6 +67,34 @@ pool = { reset = ["clean", "{port.x}"], on_return = "command" }
 }
 
 #[test]
+fn replicas() {
+    insta::assert_snapshot!(refused(
+        r#"[servers.a]
+command = "a"
+scope = "session"
+replicas = {}
+[servers.b]
+url = "http://127.0.0.1:1/mcp"
+scope = "shared"
+replicas = { max = 2 }
+[servers.c]
+command = "c"
+scope = "shared"
+replicas = { min = 9, max = 8 }
+[servers.d]
+command = "d"
+scope = "shared"
+replicas = { up = 0.1 }
+[servers.e]
+command = "e"
+scope = "shared"
+transport = "none"
+replicas = {}
+"#
+    ));
+}
+
+#[test]
 fn servers_on_the_network() {
     insta::assert_snapshot!(refused(
         r#"[servers.a]

@@ -7,6 +7,7 @@ mod model;
 mod pool;
 mod ports;
 mod pressure;
+mod replicas;
 mod scenarios;
 mod support;
 mod table;

@@ -82,8 +82,8 @@ pub(crate) enum Inbox {
     MayKill(Generation, Slot),
     /// The monitor found something about the process of this generation.
     Measured(Generation, Found),
-    /// Room is needed, for this reason: stop for good, unless it is in use.
-    GiveRoom(String),
+    /// Stop for good, for this reason, and say this, unless it is in use.
+    EndIfFree(String, Happening),
     /// Room is needed, for this reason: restart, if it is over its own limit of memory and no call runs, or that does
     /// not matter.
     RestartOver { reason: String, busy: bool },
@@ -277,10 +277,10 @@ impl Driver {
         }
     }
 
-    fn give_room(&mut self, reason: String) {
+    fn end_if_free(&mut self, reason: String, happening: Happening) {
         let free = |handle: Arc<InstanceHandle>| handle.holds.retire_if_free();
         if !self.removing && !self.in_use() && self.handle.upgrade().is_none_or(free) {
-            self.record(Happening::Relief { what: reason.clone() });
+            self.record(happening);
             self.remove(reason);
         }
     }
@@ -370,7 +370,7 @@ impl Driver {
             Inbox::Probed(probe, result) => self.health(HealthEvent::Answered { probe, result }),
             Inbox::MayKill(generation, slot) => self.kill(generation, slot),
             Inbox::Measured(generation, found) => self.measured(generation, found),
-            Inbox::GiveRoom(reason) => self.give_room(reason),
+            Inbox::EndIfFree(reason, happening) => self.end_if_free(reason, happening),
             Inbox::RestartOver { reason, busy } => self.restart_if_over(reason, busy),
             Inbox::StillThere(generation) => self.with_running(generation, |_, running| {
                 if !running.leader_exited {

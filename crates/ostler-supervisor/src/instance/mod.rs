@@ -285,6 +285,13 @@ impl InstanceHandle {
         self.holds.count() > 0
     }
 
+    /// How little it has to do: of two that serve the same, the lesser is the one to give something to.
+    pub(crate) fn load(&self) -> impl Ord + use<> {
+        let snapshot = self.snapshot();
+        let calls = snapshot.connection.as_ref().map_or(0, |connection| connection.open_calls());
+        (self.is_retired(), !snapshot.state.serves(), calls, self.holds.count())
+    }
+
     /// Ends it for good once no call of a client runs: nobody gets hold of it any more, new calls are refused, and
     /// those that run after `patience` are told `reason`. `free` is awaited when none runs, while it is still there.
     pub(crate) async fn retire(&self, patience: Duration, reason: &str, free: impl Future<Output = ()>) {

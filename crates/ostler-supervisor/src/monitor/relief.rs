@@ -72,7 +72,7 @@ async fn perform(core: &Core, sessions: Option<&Sessions>, action: &Action, why:
     match action.measure {
         // Somebody may have begun to use it, or it may have shrunk: its driver looks once more, and tells what it does.
         Measure::RetireSpare | Measure::StopIdle => {
-            handle.wish(Inbox::GiveRoom(what)).await;
+            handle.wish(Inbox::EndIfFree(what.clone(), Happening::Relief { what })).await;
             // From then on it is seen to be ending, and nobody else is stopped for the same place.
             handle.decided().await;
         }

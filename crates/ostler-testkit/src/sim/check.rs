@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ostler_domain::ServerName;
+use ostler_domain::pool::OnReturn;
+use ostler_domain::{Scope, ServerName};
 use ostler_supervisor::events::Entry;
 use ostler_supervisor::{InstanceHandle, Owner, Server, Session, Snapshot, Supervisor, clock};
 
@@ -27,6 +28,7 @@ pub(super) fn step(world: &World) -> Result<(), String> {
     read_events(&mut state, &supervisor)?;
     trees(&state)?;
     sessions(&state, &supervisor)?;
+    exclusive(&supervisor)?;
     limits(&state, &supervisor)?;
     for server in supervisor.servers().all() {
         for handle in server.instances() {
@@ -39,6 +41,7 @@ pub(super) fn step(world: &World) -> Result<(), String> {
 fn read_events(state: &mut State, supervisor: &Supervisor) -> Result<(), String> {
     for entry in supervisor.events().after(state.chronicle.read, usize::MAX) {
         state.chronicle.read(&entry)?;
+        lease(state, supervisor, &entry)?;
         order(state, supervisor, &entry)?;
     }
     Ok(())
@@ -81,6 +84,47 @@ fn order(state: &State, supervisor: &Supervisor, entry: &Entry) -> Result<(), St
 
 fn is_first(message: &str) -> bool {
     message.split(|c: char| !c.is_ascii_digit()).any(|number| number == "1")
+}
+
+/// A later lease of a pool has a greater number, and what one session had and is not used again is not another's.
+fn lease(state: &mut State, supervisor: &Supervisor, entry: &Entry) -> Result<(), String> {
+    if entry.kind != "leased" {
+        return Ok(());
+    }
+    let numbers = entry.message.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u64>().ok());
+    let fence = numbers.last().ok_or_else(|| format!("a lease without a number: {}", entry.message))?;
+    let server = entry.subject.rsplit_once('.').map_or("", |(server, _)| server);
+    if let Some(before) = state.fences.insert(server.to_owned(), fence)
+        && before >= fence
+    {
+        return Err(format!("lease {fence} of {server} follows lease {before}"));
+    }
+    let spec = supervisor.server(server).and_then(|server| server.spec.pool.clone());
+    let is_second = !state.leased.insert(entry.subject.clone());
+    if is_second && spec.is_some_and(|pool| pool.on_return == OnReturn::Restart) {
+        return Err(format!("{} is handed out a second time as it is", entry.subject));
+    }
+    Ok(())
+}
+
+/// What sessions have for themselves is theirs alone.
+fn exclusive(supervisor: &Supervisor) -> Result<(), String> {
+    let mut held = BTreeMap::new();
+    for session in supervisor.sessions().all() {
+        for (server, handle) in session.instances() {
+            let is_own = supervisor.server(server.as_str()).is_some_and(|it| it.spec.scope == Scope::Session);
+            if !is_own {
+                continue;
+            }
+            if let Some(other) = held.insert(handle.id.clone(), Arc::clone(&session.handle)) {
+                return Err(format!("{} is session {other}'s and session {}'s", handle.id, session.handle));
+            }
+            if *handle.owner() != Owner::Session(Arc::clone(&session.handle)) {
+                return Err(format!("{} is held by {} and shown as {}'s", handle.id, session.handle, handle.owner()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A session has an instance, or it is over.
@@ -208,7 +252,10 @@ pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String
         let instances = server.instances();
         for handle in &instances {
             // What a person started stays until a person stops it, and what others need as long as they may come.
-            let wanted = eager || world.plan().people > 0 || is_needed(supervisor, &server.spec.name);
+            // So do the spares of a pool from its first session on.
+            let spare = server.spec.pool.as_ref().is_some_and(|pool| pool.spare > 0);
+            let wanted =
+                eager || spare || world.plan().people > 0 || is_needed(supervisor, &server.spec.name);
             if !wanted || matches!(*handle.owner(), Owner::Session(_)) {
                 let state = handle.snapshot().state.as_str();
                 return Err(format!("{} is `{state}` long after anybody wanted it", handle.id));
@@ -222,8 +269,28 @@ pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String
             ));
         }
     }
+    if world.plan().kind {
+        spares(supervisor)?;
+    }
     if !supervisor.sessions().is_empty() {
         return Err(format!("{} sessions are left, all idle", supervisor.sessions().len()));
+    }
+    Ok(())
+}
+
+/// A pool that was begun has exactly its spares again.
+fn spares(supervisor: &Supervisor) -> Result<(), String> {
+    for server in supervisor.servers().all() {
+        let Some(pool) = &server.spec.pool else { continue };
+        let serving = |handle: &&Arc<InstanceHandle>| {
+            *handle.owner() == Owner::Spare && handle.snapshot().state.serves()
+        };
+        let (all, ready) = (server.instances().len(), server.instances().iter().filter(serving).count());
+        let begun = server.spec.is_eager() || all > 0;
+        if begun && (ready, all) != (pool.spare, pool.spare) {
+            let name = &server.spec.name;
+            return Err(format!("{name} has {ready} spares and {all} instances, and should have {}", pool.spare));
+        }
     }
     Ok(())
 }

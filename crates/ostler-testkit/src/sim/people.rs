@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ostler_domain::Era;
+use ostler_domain::{Era, Scope};
 use ostler_mcp::mux::{Answer, CallKind, Request};
 use ostler_mcp::{Kind, Message};
 use ostler_supervisor::connection::{CallSink, First};
@@ -162,13 +162,18 @@ impl Somebody {
             let server = Arc::clone(self.dice.clone().pick(supervisor.servers().all()));
             if !server.spec.transport.is_mcp() {
                 self.dice.bits();
+                if server.spec.scope == Scope::Session {
+                    self.keyed(&server).await;
+                }
                 continue;
             }
             let fits = modern(server.spec.name.as_str());
             self.dice.bits();
             // A client of the wrong era now and then; where nothing goes wrong, none.
             let era = fits ^ (!self.world.plan().kind && self.dice.chance(15));
-            if era {
+            if era && server.spec.scope == Scope::Session {
+                self.keyed(&server).await;
+            } else if era {
                 self.modern(&server).await;
             } else {
                 self.legacy(&server).await;
@@ -253,6 +258,51 @@ impl Somebody {
             Some(Ok(_)) => self.refused("a modern request", "the instance is legacy"),
             Some(Err(error)) => self.refused("a modern request", &error.to_string()),
             None => {}
+        }
+    }
+
+    /// A request of a session that has a key, and an instance for itself.
+    async fn keyed(&mut self, server: &Arc<Server>) {
+        let (caller, supervisor) = (self.caller(), Arc::clone(&self.supervisor));
+        let key = *self.dice.pick(&["", "one", "two", "three"]);
+        let session = match supervisor.session(&caller, key) {
+            Ok(session) => session,
+            Err(why) => return self.refused("a session", &why.to_string()),
+        };
+        let Some(busy) = session.begin_call(supervisor.config().limits.session_calls) else { return };
+        let name = &server.spec.name;
+        self.say(|| format!("wants an instance of {name} for session {}", session.handle));
+        let finding = supervisor.own_instance(&session, server, &caller);
+        let waiting = server.spec.pool.as_ref().map_or(Duration::ZERO, |pool| pool.wait);
+        let found = if !self.world.plan().kind && self.dice.chance(20) {
+            let patience = self.world.plan().pause(&mut self.dice);
+            match tokio::time::timeout(patience, finding).await {
+                Ok(found) => Some(found),
+                Err(_) => return self.say(|| "vanishes".to_owned()),
+            }
+        } else {
+            let bound = longest(&self.world, server) * 4 + waiting;
+            self.within("finding an instance", bound, finding).await
+        };
+        match found {
+            Some(Ok(own)) => {
+                self.say(|| format!("has {} for session {}", own.handle.id, session.handle));
+                if let Some(connection) = own.snapshot.connection.clone() {
+                    self.call(server, &connection, None).await;
+                }
+            }
+            Some(Err(error)) => self.refused("an instance of a session's own", &error.to_string()),
+            None => {}
+        }
+        drop(busy);
+        if self.dice.chance(30) {
+            let bound = longest(&self.world, server);
+            if self.dice.chance(50) {
+                self.within("giving an instance back", bound, session.give_up(name)).await;
+            } else {
+                let ending = supervisor.end_session(&session, "the client said so");
+                self.within("ending a session", bound, ending).await;
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ostler_config::Config;
+use ostler_domain::pool::{OnReturn, PoolSpec};
 use ostler_domain::{Concurrency, Probe, RestartPolicy, Scope, ServerSpec, StartMode, Transport};
 
 use crate::dice::Dice;
@@ -207,12 +208,35 @@ fn server(dice: &mut Dice, name: &str, kind: bool, earlier: &[ServerSpec]) -> Se
     deadlines.stdin_grace = dice.millis(0, 2_000);
     deadlines.term_grace = dice.millis(0, 4_000);
     deadlines.kill = dice.millis(0, 2_000);
+    if spec.scope == Scope::Session && dice.chance(60) {
+        spec.pool = Some(pool(dice, kind, spec.idle));
+    }
     if kind {
         spec.deadlines = ostler_domain::Deadlines::default();
         spec.call_idle = Duration::from_secs(300);
         spec.call_max = Duration::from_secs(3600);
     }
     spec
+}
+
+fn pool(dice: &mut Dice, kind: bool, idle: Duration) -> PoolSpec {
+    let spare = dice.size(4);
+    let seldom = |dice: &mut Dice, most: u64| dice.chance(30).then(|| dice.between(1, most));
+    let mut pool = PoolSpec {
+        spare,
+        max: spare.max(1) + dice.size(4),
+        wait: dice.millis(0, 30_000),
+        waiting: dice.size(5) + 1,
+        on_return: if dice.chance(60) { OnReturn::Restart } else { OnReturn::Reuse },
+        max_uses: seldom(dice, 4).and_then(|uses| u32::try_from(uses).ok()),
+        max_age: seldom(dice, 60_000).map(Duration::from_millis),
+        idle,
+        ..PoolSpec::default()
+    };
+    if kind {
+        (pool.max, pool.waiting, pool.wait) = (1000, 1000, Duration::from_secs(600));
+    }
+    pool
 }
 
 fn temperament(dice: &mut Dice, kind: bool) -> Temperament {

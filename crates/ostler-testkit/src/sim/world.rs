@@ -1,6 +1,6 @@
 //! What is true in a simulated world: which trees live, what the ledger holds, and what has happened so far.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -42,6 +42,10 @@ pub(super) struct State {
     next_pid: u32,
     /// When each server was last seen to serve.
     pub(super) served: BTreeMap<ServerName, Duration>,
+    /// The number of the latest lease of each server's pool.
+    pub(super) fences: BTreeMap<String, u64>,
+    /// Instances that were leased.
+    pub(super) leased: BTreeSet<String>,
     /// Everything is being stopped, in order.
     pub(super) stopping: bool,
     pub(super) chronicle: Chronicle,
