@@ -64,6 +64,8 @@ pub enum Happening {
     Exited {
         /// How.
         exit: Exit,
+        /// Whether it was being stopped: then it may end in any way.
+        asked: bool,
     },
     /// It will be started again.
     RestartScheduled {
@@ -336,7 +338,7 @@ impl Happening {
             | Self::Stuck { .. }
             | Self::Unhealthy { .. }
             | Self::Pressure { level: Level::Critical, .. } => Severity::Error,
-            Self::Exited { exit } if !exit.is_clean() => Severity::Warning,
+            Self::Exited { exit, asked: false } if !exit.is_clean() => Severity::Warning,
             Self::StopStep { step: StopStep::Kill, kills, .. } if *kills > 1 => Severity::Error,
             Self::StopStep { step: StopStep::Kill, .. }
             | Self::StartFailed { .. }
@@ -393,7 +395,7 @@ impl fmt::Display for Happening {
             Self::Started { generation, pid } => write!(f, "generation {generation} runs as process {pid}"),
             Self::Ready { after } => write!(f, "ready after {}", human(*after)),
             Self::StartFailed { cause } => write!(f, "did not start: {cause}"),
-            Self::Exited { exit } => write!(f, "the server {exit}"),
+            Self::Exited { exit, .. } => write!(f, "the server {exit}"),
             Self::RestartScheduled { in_, attempt, cause } => {
                 write!(f, "restarting in {} (failure {attempt} in a row): {cause}", human(*in_))
             }

@@ -2,7 +2,7 @@
 //! Nothing above this crate touches a pid, and all `unsafe` code of the workspace lives here.
 //!
 //! ```text
-//!   daemon (subreaper)                 guard (subreaper, own session)        leader (own session) ...
+//!   daemon (subreaper)                 guard (subreaper, own group)          leader (own session) ...
 //!   Spawner::spawn ──asks the forge───▶ guard::main ──fork, exec───────────▶ the server
 //!      control socket ◀──reports/orders──▶                                     │ descendants, however
 //!      stdin/stdout/stderr pipes ═════════ handed through, then closed ════════╡ they fork, stay below

@@ -41,8 +41,9 @@ const EVENT_QUEUE: usize = 16;
 /// queue, and a guard that does not read must not run out of room for the order to kill.
 pub const MAX_TERMINATES: u32 = 8;
 
-/// How long a guard that has reported an empty tree may take to end before it is killed.
-const GUARD_EXIT: Duration = Duration::from_secs(1);
+/// How long a guard that has reported an empty tree may take to end before it is killed. A thousand that end at the same time
+/// wait for each other.
+const GUARD_EXIT: Duration = Duration::from_secs(10);
 
 /// Makes this process a subreaper: processes whose guard has died become its children, and [`sweep`] finds them.
 /// [`Spawner::new`] does it too; a daemon calls it first, to hear of a failure.

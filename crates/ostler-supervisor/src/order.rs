@@ -236,7 +236,9 @@ pub(crate) async fn in_reverse<F: Future<Output = ()>>(
     let (done, _) = watch::channel(vec![false; servers.len()]);
     let depends = |dependant: &Server, on: &Server| {
         // Those that a reload took out depended on each other; what came in their places may do so the other way round.
-        dependant.has_left() == on.has_left() && names(named, on).any(|name| needs(dependant, name))
+        !(dependant.spec.depends_on.is_empty() && dependant.spec.wants.is_empty())
+            && dependant.has_left() == on.has_left()
+            && names(named, on).any(|name| needs(dependant, name))
     };
     let acts = servers.iter().enumerate().map(|(index, server)| {
         let dependants: Vec<usize> =

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ostler_api::{RuntimeDir, StateDir};
 use ostler_cli::{Exit, Global, UpArgs};
@@ -22,6 +23,8 @@ use crate::{progress, watch};
 
 /// Threads that serve requests. More do not help: the work is moving bytes between processes.
 const MAX_WORKERS: usize = 4;
+/// How long a thread for work that blocks is kept: longer than the minute after which, at the least, there is some.
+const BLOCKING_KEPT: Duration = Duration::from_secs(90);
 
 /// Why the daemon did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +53,11 @@ pub(crate) fn up(global: &Global, args: &UpArgs) -> Exit {
     start_logging();
     ostler_os::own::give_back_large_memory();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_keep_alive(BLOCKING_KEPT)
+        .enable_all()
+        .build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(global, args, (files, stamps), config)),
         Err(error) => {

@@ -271,7 +271,7 @@ impl Turn<'_> {
             State::Degraded { .. } => self.ended(Cause::Exited(exit)),
             State::Stopping { step, then, .. } => {
                 self.fail_pending(format!("the server {exit} while it was being stopped"));
-                self.record(Happening::Exited { exit });
+                self.record(Happening::Exited { exit, asked: true });
                 // Nobody is left to finish calls, and the rest of the tree is nothing a client can reach.
                 if step == StopStep::Drain {
                     self.clear_remains(then);
@@ -284,7 +284,7 @@ impl Turn<'_> {
     /// The leader is gone without having been told to: fail its calls and clear what it left behind.
     fn ended(&mut self, cause: Cause) {
         if let Cause::Exited(exit) | Cause::ExitedEarly(exit) = cause {
-            self.record(Happening::Exited { exit });
+            self.record(Happening::Exited { exit, asked: false });
         }
         self.fail_pending(cause.to_string());
         self.clear_remains(AfterStop::ByPolicy { cause });
@@ -306,7 +306,7 @@ impl Turn<'_> {
             }
             _ => Cause::Exited(Exit::Unknown),
         };
-        self.record(Happening::Exited { exit: Exit::Unknown });
+        self.record(Happening::Exited { exit: Exit::Unknown, asked: false });
         self.fail_pending(cause.to_string());
         self.judge(cause);
     }

@@ -59,9 +59,18 @@ fn happenings_say_what_and_why() {
             Severity::Warning,
             "did not start: the server did not answer the handshake within 60 s",
         ),
-        (Happening::Exited { exit: Exit::Code(0) }, Severity::Info, "the server exited with status 0"),
         (
-            Happening::Exited { exit: Exit::Signal(64) },
+            Happening::Exited { exit: Exit::Signal(15), asked: true },
+            Severity::Info,
+            "the server was ended by SIGTERM",
+        ),
+        (
+            Happening::Exited { exit: Exit::Code(0), asked: false },
+            Severity::Info,
+            "the server exited with status 0",
+        ),
+        (
+            Happening::Exited { exit: Exit::Signal(64), asked: false },
             Severity::Warning,
             "the server was ended by signal 64",
         ),

@@ -61,6 +61,9 @@ pub const DAEMON_GONE_GRACE: Duration = Duration::from_millis(500);
 /// Killing for this long without an empty tree is reported, once.
 pub const STUCK_AFTER: Duration = Duration::from_secs(2);
 
+/// The least that a process may ask for (`setpriority(2)`).
+const LOWEST_PRIORITY: i32 = 19;
+
 /// How often a guard reports limits at most, however often they are hit.
 pub const MAX_HITS: usize = crate::cgroup::leaf::MAX_HITS;
 
@@ -101,7 +104,9 @@ pub fn main() -> ! {
             1
         }
     };
-    std::process::exit(status)
+    // SAFETY: it has no preconditions. Without what libc and Rust do at an exit: it would only copy pages that are shared
+    // with other guards, and nothing here waits in a buffer to be written.
+    unsafe { libc::_exit(status) }
 }
 
 fn run() -> io::Result<()> {
@@ -109,7 +114,7 @@ fn run() -> io::Result<()> {
     if forged && let Role::Forge = forge::serve()? {
         return Ok(());
     }
-    let (control, signals) = start::prepare()?;
+    let (control, signals) = start::prepare(forged)?;
     let Some((spec, stdio)) = wire::recv_spec(&control)? else {
         return Ok(()); // the daemon ended before it said what to start: there is nothing to guard
     };
@@ -196,6 +201,13 @@ impl Guard {
                 }
                 if let Some(control) = &self.control {
                     report(control, &Report::TreeEmpty);
+                }
+                if let Phase::Asked = self.phase {
+                    // Where many trees are ended at once, those that still run come before what is left of this one: to
+                    // give a guard's memory back takes longer than all else that it does. It has nothing to guard any more.
+                    let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+                    // A kernel may not interrupt what follows.
+                    rustix::thread::sched_yield();
                 }
                 return;
             }

@@ -36,8 +36,15 @@ const IGNORED: [libc::c_int; 9] = [
     libc::SIGUSR1,
 ];
 
-/// Makes this process a guard; gives the control socket and the signalfd.
-pub(super) fn prepare() -> io::Result<(OwnedFd, OwnedFd)> {
+/// Makes this process a guard; gives the control socket and the signalfd. One that a forge made stays in the session that
+/// the forge began, with a process group of its own: where each session has the same share of the processors (autogroup,
+/// `sched(7)`), a hundred guards with something to do would have a hundred times the daemon's.
+pub(super) fn prepare(forged: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+    if forged {
+        rustix::process::setpgid(None, None)?;
+    } else {
+        leave_session();
+    }
     detach()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     // The name in listings only.
@@ -48,9 +55,15 @@ pub(super) fn prepare() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Makes this process a forge; gives its socket. What it opens and sets, a guard closes and sets for itself.
 pub(super) fn prepare_forge() -> io::Result<OwnedFd> {
+    leave_session();
     detach()?;
     let _ = rustix::thread::set_name(c"ostler-forge");
     take_stdin()
+}
+
+fn leave_session() {
+    // It fails only for the leader of a process group, which then has no terminal's group to fear either.
+    let _ = rustix::process::setsid();
 }
 
 /// Out of reach of what may happen to the daemon, but for its end.
@@ -62,8 +75,6 @@ fn detach() -> io::Result<()> {
     set_disposition(libc::SIGCHLD, libc::SIG_DFL);
     // Whatever the daemon's parent left open in it must not reach a server.
     close_range(3, 0)?;
-    // It fails only for the leader of a process group, which then has no terminal's group to fear either.
-    let _ = rustix::process::setsid();
     // One that was stopped would not see its daemon end. SIGCONT does nothing to a running one, so it does
     // not matter that this also fires when only the daemon's thread that started it ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::CONT))?;

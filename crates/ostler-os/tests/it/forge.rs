@@ -28,13 +28,18 @@ async fn guards_are_children_of_the_daemon_with_their_mark_as_argument() {
         assert_eq!(words(tree.guard_pid), ["ostler", "guard", &expected.to_string()]);
         let process = tree::read(tree.guard_pid).expect("/proc").expect("alive");
         assert_eq!(process.ppid, std::process::id().cast_signed(), "a guard's parent is the daemon");
-        assert_eq!(process.session, tree.guard_pid, "and its session its own");
-        trees.push(tree);
+        trees.push((tree, process.session));
     }
     let maker = forge(&spawner);
+    for (tree, session) in &trees {
+        assert_eq!(*session, maker, "they share one session, which is not the daemon's");
+        let group =
+            rustix::process::getpgid(rustix::process::Pid::from_raw(tree.guard_pid)).expect("it lives");
+        assert_eq!(group.as_raw_nonzero().get(), tree.guard_pid, "and each has a group of its own");
+    }
     assert_eq!(words(maker)[..2], ["ostler", "forge"]);
-    assert!(trees.iter().all(|tree| tree.guard_pid != maker));
-    for mut tree in trees {
+    assert!(trees.iter().all(|(tree, _)| tree.guard_pid != maker));
+    for (mut tree, _) in trees {
         tree.control.kill();
         until_empty(&mut tree.events).await;
     }
