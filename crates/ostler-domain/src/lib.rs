@@ -12,6 +12,7 @@ pub mod pool;
 pub mod ports;
 pub mod pressure;
 pub mod server;
+pub mod session;
 pub mod text;
 
 pub use event::{Happening, Severity};
@@ -21,6 +22,6 @@ pub use instance::{
 };
 pub use ports::{PortRange, PortWish};
 pub use server::{
-    Concurrency, Deadlines, Era, HealthSpec, Heartbeat, Launch, Probe, ResourceLimits, Restart,
+    Concurrency, Deadlines, Era, Fallback, HealthSpec, Heartbeat, Launch, Probe, ResourceLimits, Restart,
     RestartPolicy, Scope, ServerSpec, StartMode, Traits, Transport, Upstream, UpstreamAt,
 };
