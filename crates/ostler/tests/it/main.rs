@@ -20,6 +20,7 @@ mod pool;
 mod ports;
 mod pressure;
 mod reload;
+mod session_life;
 mod sessions;
 mod support;
 mod tls;
