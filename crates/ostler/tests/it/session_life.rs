@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use rustix::process::Signal;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{done, over_socket};
 use crate::client::{Http, JSON, LEGACY, MODERN, Reply, Session, initialize, modern, text, tool_call, why};
-use crate::support::{Daemon, wait_until};
+use crate::support::{Daemon, PATIENCE, wait_until};
 
 /// A server with an instance for each session.
 fn server(name: &str, era: &str, more: &str) -> String {
@@ -71,6 +72,15 @@ fn serving(daemon: &Daemon) -> Vec<(String, i64)> {
         .collect();
     found.sort();
     found
+}
+
+/// Waits until `done` says so, while the tasks of this thread go on.
+async fn meanwhile(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn is_gone(pid: i64) -> bool {
@@ -168,12 +178,9 @@ async fn one_that_is_ended_takes_no_calls_and_finishes_those_it_has() {
             call(&http, "fake", &key, "sleep", &arguments).await.answer().await
         }));
     }
-    let mut seen = Vec::new();
-    while seen.len() < 2 {
-        // The calls go on in tasks of this thread.
-        tokio::task::yield_now().await;
-        seen = sessions(&daemon).into_iter().filter(|session| session["calls"] == 1).collect();
-    }
+    let busy = || sessions(&daemon).into_iter().filter(|session| session["calls"] == 1).collect::<Vec<_>>();
+    meanwhile("both calls run", || busy().len() == 2).await;
+    let seen = busy();
     for session in &seen {
         let id = session["id"].as_str().expect("an id").to_owned();
         let (status, view) = api(&daemon, "DELETE", &format!("/api/v1/sessions/{id}"), "");
@@ -198,7 +205,8 @@ async fn one_that_is_ended_takes_no_calls_and_finishes_those_it_has() {
 
 #[tokio::test]
 async fn what_runs_when_the_grace_is_over_is_cut() {
-    let config = "[sessions]\ngrace = \"200ms\"\n".to_owned() + &server("fake", "modern", "");
+    let config =
+        "[sessions]\ngrace = \"200ms\"\n".to_owned() + &server("fake", "modern", "stop = { drain = \"0s\" }");
     let daemon = Daemon::start(&config, &[]);
     let http = Http::new(daemon.address());
     echoed(&http, "fake", "one").await;
@@ -208,9 +216,7 @@ async fn what_runs_when_the_grace_is_over_is_cut() {
             call(&http, "fake", "one", "sleep", &json!({"ms": 600_000, "tag": "t"})).await.answer().await
         }
     });
-    while named(&daemon, "one").is_some_and(|session| session["calls"] == 0) {
-        tokio::task::yield_now().await;
-    }
+    meanwhile("it runs", || named(&daemon, "one").is_some_and(|session| session["calls"] == 1)).await;
     let id = named(&daemon, "one").expect("it is there")["id"].as_str().expect("an id").to_owned();
     assert_eq!(api(&daemon, "DELETE", &format!("/api/v1/sessions/{id}"), "").0, 202);
     let answer = running.await.expect("it ends");
@@ -257,8 +263,7 @@ async fn a_handle_outlives_the_daemon() {
         assert_eq!((told("sessions-taken-up"), told("session-renewed")), (1, 2), "{events:?}");
         if by_signal {
             let gone = Session { http: Arc::clone(&http), server: "old".to_owned(), id: legacy.id.clone() };
-            let mut reply = gone.send(&tool_call(1, "echo", &json!({"text": "x"}))).await;
-            assert_eq!(reply.status, 404, "{:?}", reply.rest().await);
+            assert_eq!(gone.send(&tool_call(1, "echo", &json!({"text": "x"}))).await.status, 404);
         }
     }
     let mode = |path: &std::path::Path| path.metadata().expect("it is there").permissions().mode() & 0o777;
