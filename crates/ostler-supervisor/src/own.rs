@@ -61,8 +61,8 @@ impl Supervisor {
     }
 
     /// The instance of a server that a session has for itself; found or started, and waited for until it serves. It is
-    /// the session's until that gives it up or ends; where whoever asked first is gone before it serves, and nobody else
-    /// waits for it, it is ended again. Also of servers that Ostler speaks no MCP with.
+    /// the session's until that gives it up or ends; where all who wait for it are gone before it has served, it is ended
+    /// again. Also of servers that Ostler speaks no MCP with.
     ///
     /// # Errors
     /// [`Unavailable`], with the reason.
@@ -88,7 +88,7 @@ impl Supervisor {
         let mut tries = 1;
         loop {
             let (handle, fence, is_new) = self.seated(session, server, caller).await?;
-            let vanished = Vanished::new(session, name, &handle, is_new);
+            let vanished = Vanished::new(session, name, &handle);
             let served = handle.serving(server.patience()).await;
             vanished.stayed();
             match served {
@@ -140,13 +140,13 @@ impl Supervisor {
     }
 }
 
-/// One who waits for an instance that was begun for him. Where he is gone before it serves (this is dropped), it is ended,
-/// unless others wait for it too.
+/// One who waits for an instance of his session. Where he is gone before it has served at all (this is dropped), it is
+/// ended, unless others wait for it too.
 struct Vanished(Option<(Arc<Session>, ServerName, Arc<InstanceHandle>)>);
 
 impl Vanished {
-    fn new(session: &Arc<Session>, server: &ServerName, handle: &Arc<InstanceHandle>, is_new: bool) -> Self {
-        Self(is_new.then(|| (Arc::clone(session), server.clone(), Arc::clone(handle))))
+    fn new(session: &Arc<Session>, server: &ServerName, handle: &Arc<InstanceHandle>) -> Self {
+        Self(Some((Arc::clone(session), server.clone(), Arc::clone(handle))))
     }
 
     fn stayed(mut self) {
@@ -157,7 +157,9 @@ impl Vanished {
 impl Drop for Vanished {
     fn drop(&mut self) {
         let Some((session, server, handle)) = self.0.take() else { return };
-        if handle.snapshot().state.serves() {
+        let snapshot = handle.snapshot();
+        if snapshot.state.serves() || snapshot.restarts > 0 {
+            // It is the session's, whether it serves just now or not.
             return;
         }
         tokio::spawn(async move {

@@ -185,6 +185,11 @@ impl Session {
         let held = lease.is_some();
         if held && !self.holds_own() {
             self.owns.store(false, Ordering::SeqCst);
+            if self.holds_own() {
+                // It has got another in this moment.
+                self.owns.store(true, Ordering::SeqCst);
+                self.look();
+            }
         }
         leave(lease, self.key, reason).await;
         held
