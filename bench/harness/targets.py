@@ -130,7 +130,7 @@ class Ostler(Target):
         config = home / "ostler.toml"
         config.write_text(
             f'[gateway]\nlisten = "127.0.0.1:0"\n'
-            f"[limits]\nprocesses = {1000 if churn else 200}\nsessions = 2000\n"
+            f"[limits]\nprocesses = {1000 if churn else 200}\nsessions = 2000\nsession_instances = 2000\n"
             + (f'[sessions]\nidle = "{CHURN_IDLE_S}s"\n' if churn else "")
             + f'[servers.echo]\ncommand = "{tools / "echo-server"}"\n'
             # The peers that share one process have started it before they listen; so it is waited for here too.

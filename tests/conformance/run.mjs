@@ -26,8 +26,8 @@ const SUITE_TIMEOUT_MS = 180_000;
 /** How many scenarios each revision requires, frozen by the suite: a smaller number means that it ran less. */
 const REQUIRED = { '2025-11-25': 30, '2026-07-28': 37 };
 
-/** The suite opens 34 sessions within seconds and leaves one of them behind: the default for people (15) must not bite. */
-const LIMITS = { processes: 64 };
+/** The suite opens 34 sessions within seconds and leaves one of them behind: the defaults for people (15 instances, 10 of one server for sessions) must not bite. */
+const LIMITS = { processes: 64, session_instances: 64 };
 const fixture = more => ({ command: process.execPath, args: [FIXTURE], ...more });
 const SERVERS = {
   limits: LIMITS,

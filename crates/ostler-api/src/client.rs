@@ -17,8 +17,8 @@ use crate::error::ClientError;
 use crate::events::{EventQuery, EventStream};
 use crate::routes::{self, Route};
 use crate::types::{
-    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, NewSession,
-    OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
+    AlertView, ApiError, AuditView, DaemonStatus, DrainingView, EventView, InstanceView, LogLine, NewProcess,
+    NewSession, OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
 };
 
 /// Longest wait for the socket to take a connection.
@@ -224,13 +224,14 @@ impl Client {
         self.look_up(&routes::SESSIONS, &[], "").await
     }
 
-    /// Ends a client session.
+    /// Ends a client session. `None` when it has ended; else what of it still runs.
     ///
     /// # Errors
     ///
     /// Any [`ClientError`].
-    pub async fn remove_session(&self, id: &str) -> Result<(), ClientError> {
-        self.fetch(&routes::SESSION_REMOVE, &[id], "", self.action_limit).await.map(drop)
+    pub async fn remove_session(&self, id: &str) -> Result<Option<DrainingView>, ClientError> {
+        let answer = self.fetch(&routes::SESSION_REMOVE, &[id], "", self.action_limit).await?;
+        if answer.is_empty() { Ok(None) } else { decode(&answer).map(Some) }
     }
 
     /// The session of this name, or a new one with a handle.
@@ -626,8 +627,10 @@ mod tests {
 
     use super::*;
 
-    const SESSION: &str = r#"{"id":"s1","server":"a","client":null,"principal":"p","instance":null,
-        "age_ms":1,"idle_ms":2,"calls":0,"added_later":true}"#;
+    const SESSION: &str = r#"{"id":"s1","server":"a","client":null,"principal":"p","state":"active","isolated":true,
+        "instances":[],"shares":[],"age_ms":1,"idle_ms":2,"calls":0,"calls_begun":3,"tasks":[],"restarts":0,
+        "added_later":true}"#;
+    const DRAINING: &str = r#"{"id":"s2","state":"draining","calls":1,"tasks":["t"],"cut_in_ms":5}"#;
     const LINE: &str = r#"{"seq":1,"unix_ms":2,"instance":"a.1","stream":"stderr","text":"x"}"#;
 
     /// A daemon that knows a few targets and refuses the others.
@@ -637,6 +640,7 @@ mod tests {
         let (status, body) = match target.as_str() {
             "GET /api/v1/sessions" => (200, format!("[{SESSION}]")),
             "DELETE /api/v1/sessions/s1" => (204, String::new()),
+            "DELETE /api/v1/sessions/s2" => (202, DRAINING.to_owned()),
             "POST /api/v1/shutdown" => (202, "{}".to_owned()),
             "GET /api/v1/events?since=3&n=5&kind=ready%2Cexited&subject=a%26b" => (200, "[]".to_owned()),
             "POST /api/v1/processes" => {
@@ -679,7 +683,9 @@ mod tests {
         assert_eq!(sessions[0].id, "s1");
         let raw = client.raw(&routes::SESSIONS, &[], "").await.expect("raw");
         assert_eq!(raw, format!("[{SESSION}]"), "byte for byte");
-        client.remove_session("s1").await.expect("removed");
+        assert_eq!(client.remove_session("s1").await.expect("removed"), None);
+        let draining = client.remove_session("s2").await.expect("begun").expect("something runs");
+        assert_eq!((draining.calls, draining.tasks, draining.cut_in_ms), (1, vec!["t".to_owned()], Some(5)));
         client.shutdown().await.expect("begun");
         let query = EventQuery {
             since: Some(3),

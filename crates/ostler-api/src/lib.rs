@@ -19,8 +19,8 @@ pub use events::{EventQuery, EventStream};
 pub use openapi::{openapi, openapi_json};
 pub use paths::{PathError, RuntimeDir, StateDir};
 pub use types::{
-    AlertView, ApiError, AuditView, CleanupView, DaemonStatus, EndView, EventView, FindingView, GaugeView,
-    InstanceView, KeyChangeView, LimitView, LogLine, NewProcess, NewSession, OpenedSession, OwnInstanceView,
-    PoolView, ProcessLimits, ProcessView, ReloadView, RestartWhen, ServerReloadView, ServerView, SessionView,
-    UsageView,
+    AlertView, ApiError, AuditView, CleanupView, DaemonStatus, DrainingView, EndView, EventView, FindingView,
+    GaugeView, HeldView, InstanceView, KeyChangeView, LimitView, LogLine, NewProcess, NewSession,
+    OpenedSession, OwnInstanceView, PoolView, ProcessLimits, ProcessView, ReloadView, RestartWhen,
+    ServerReloadView, ServerView, SessionView, UsageView,
 };

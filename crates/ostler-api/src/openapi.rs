@@ -21,7 +21,8 @@ pub fn openapi() -> OpenApi {
             | Answer::Created(ty)
             | Answer::List(ty)
             | Answer::Feed(ty)
-            | Answer::Lines(ty) => Some(ty),
+            | Answer::Lines(ty)
+            | Answer::NoContentOr(ty) => Some(ty),
             Answer::Accepted | Answer::NoContent | Answer::OpenApi => None,
         };
         components = answered.into_iter().chain(route.body).fold(components, add_type);
@@ -75,6 +76,12 @@ fn operation(route: &Route) -> OperationBuilder {
         let content = Content::new(Some(reference(body)));
         let body = RequestBodyBuilder::new().content("application/json", content);
         operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
+    }
+    if let Answer::NoContentOr(ty) = route.answer {
+        let begun = Content::new(Some(reference(ty)));
+        let begun =
+            ResponseBuilder::new().description("Begun, and not done yet.").content("application/json", begun);
+        operation = operation.response("202", begun);
     }
     let (status, success) = success(route.answer);
     operation.response(status, success).response(
@@ -138,7 +145,7 @@ fn success(answer: Answer) -> (&'static str, ResponseBuilder) {
             ("200", lines)
         }
         Answer::Accepted => ("202", json("Begun.", RefOr::T(Schema::Object(ObjectBuilder::new().build())))),
-        Answer::NoContent => ("204", ResponseBuilder::new().description("Done.")),
+        Answer::NoContent | Answer::NoContentOr(_) => ("204", ResponseBuilder::new().description("Done.")),
         Answer::OpenApi => {
             ("200", json("The document.", RefOr::T(Schema::Object(ObjectBuilder::new().build()))))
         }

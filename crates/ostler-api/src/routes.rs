@@ -6,8 +6,8 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::types::{
-    AlertView, ApiError, AuditView, DaemonStatus, EventView, InstanceView, LogLine, NewProcess, NewSession,
-    OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
+    AlertView, ApiError, AuditView, DaemonStatus, DrainingView, EventView, InstanceView, LogLine, NewProcess,
+    NewSession, OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
 };
 
 /// Where a parameter stands.
@@ -85,6 +85,8 @@ pub enum Answer {
     Accepted,
     /// 204 without a body.
     NoContent,
+    /// The same, or 202 with one object: it was begun, and is not done yet.
+    NoContentOr(TypeRef),
     /// 200 with the OpenAPI document.
     OpenApi,
 }
@@ -117,6 +119,7 @@ const INSTANCE_T: TypeRef = TypeRef::of::<InstanceView>("InstanceView");
 const NEW_SESSION_T: TypeRef = TypeRef::of::<NewSession>("NewSession");
 const OPENED_SESSION_T: TypeRef = TypeRef::of::<OpenedSession>("OpenedSession");
 const OWN_INSTANCE_T: TypeRef = TypeRef::of::<OwnInstanceView>("OwnInstanceView");
+const DRAINING_T: TypeRef = TypeRef::of::<DrainingView>("DrainingView");
 const SESSION_T: TypeRef = TypeRef::of::<SessionView>("SessionView");
 const ALERT_T: TypeRef = TypeRef::of::<AlertView>("AlertView");
 const AUDIT_T: TypeRef = TypeRef::of::<AuditView>("AuditView");
@@ -351,9 +354,10 @@ pub const SESSION_REMOVE: Route = route(
     Method::DELETE,
     "/api/v1/sessions/{id}",
     "removeSession",
-    "End a client session; its client gets 404 and starts a new one.",
+    "End a client session, once its running calls and tasks are done or the grace is over; its client gets 404 and \
+     starts a new one.",
     &[SESSION_ID],
-    Answer::NoContent,
+    Answer::NoContentOr(DRAINING_T),
 );
 /// The processes started by hand.
 pub const PROCESSES: Route = route(

@@ -359,14 +359,60 @@ pub struct SessionView {
     pub client: Option<String>,
     /// Who it belongs to.
     pub principal: String,
+    /// `active`, or `draining`: it takes no new calls, and ends when those that run are done.
+    pub state: String,
+    /// Whether it gets instances for itself of servers with scope `session`.
+    pub isolated: bool,
     /// The instances it holds.
-    pub instances: Vec<String>,
-    /// Milliseconds since it began.
+    pub instances: Vec<HeldView>,
+    /// Servers of which it uses the shared instance, as it could get none for itself.
+    pub shares: Vec<String>,
+    /// Milliseconds since it began, restarts of the daemon included.
     pub age_ms: u64,
     /// Milliseconds since it was last heard of.
     pub idle_ms: u64,
     /// Calls of it that are running.
     pub calls: u32,
+    /// Calls of it so far, since the daemon was started.
+    pub calls_begun: u64,
+    /// The tasks of it that are running, by name.
+    pub tasks: Vec<String>,
+    /// Restarts of the daemon that it has outlived.
+    pub restarts: u32,
+}
+
+/// An instance that a session holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HeldView {
+    /// The instance, `<server>.<number>`.
+    pub id: String,
+    /// The server.
+    pub server: String,
+    /// Whether the session has it for itself.
+    pub own: bool,
+    /// Its state.
+    pub state: String,
+    /// Counts its processes.
+    pub generation: u64,
+    /// The server's first process.
+    pub pid: Option<u32>,
+    /// The ports of its process on 127.0.0.1, by name.
+    pub ports: BTreeMap<String, u16>,
+}
+
+/// A session that is to end, and of which something still runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DrainingView {
+    /// The session.
+    pub id: String,
+    /// `draining`.
+    pub state: String,
+    /// Calls of it that are running.
+    pub calls: u32,
+    /// The tasks of it that are running, by name.
+    pub tasks: Vec<String>,
+    /// Milliseconds until what runs is cut; absent where nothing is.
+    pub cut_in_ms: Option<u64>,
 }
 
 /// A session that is wanted.
@@ -377,6 +423,10 @@ pub struct NewSession {
     /// there is one. Absent: a new session, with a handle.
     #[serde(default)]
     pub key: Option<String>,
+    /// Whether it gets instances for itself of servers with scope `session`; false: it uses those that such sessions of
+    /// its principal share. Absent: true, or as the session is that is there already.
+    #[serde(default)]
+    pub isolated: Option<bool>,
 }
 
 /// A session that was found or opened.

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 use ostler_api::types::KIND_PROCESS;
 use ostler_api::{
-    AlertView, CleanupView, DaemonStatus, EndView, EventView, GaugeView, InstanceView, LimitView, LogLine,
-    PoolView, ServerView, SessionView,
+    AlertView, CleanupView, DaemonStatus, DrainingView, EndView, EventView, GaugeView, HeldView,
+    InstanceView, LimitView, LogLine, PoolView, ServerView, SessionView,
 };
 
 use crate::text::{duration, moment, size, visible};
@@ -91,7 +91,19 @@ pub(crate) fn sessions(rows: &[SessionView]) -> String {
     if rows.is_empty() {
         return "no sessions\n".to_owned();
     }
-    let header = ["ID", "SERVER", "CLIENT", "PRINCIPAL", "INSTANCES", "AGE", "IDLE", "CALLS"];
+    let header = [
+        "ID",
+        "SERVER",
+        "CLIENT",
+        "PRINCIPAL",
+        "STATE",
+        "INSTANCES",
+        "AGE",
+        "IDLE",
+        "CALLS",
+        "TOTAL",
+        "TASKS",
+    ];
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| NONE.to_owned());
     let row = |s: &SessionView| {
         vec![
@@ -99,13 +111,42 @@ pub(crate) fn sessions(rows: &[SessionView]) -> String {
             or_none(&s.server),
             or_none(&s.client),
             s.principal.clone(),
-            if s.instances.is_empty() { NONE.to_owned() } else { s.instances.join(" ") },
+            s.state.clone(),
+            held(s),
             duration(s.age_ms),
             duration(s.idle_ms),
             s.calls.to_string(),
+            s.calls_begun.to_string(),
+            s.tasks.len().to_string(),
         ]
     };
-    table(&header, &[5, 6, 7], rows.iter().map(row))
+    table(&header, &[6, 7, 8, 9, 10], rows.iter().map(row))
+}
+
+/// The instances of a session: those that it has for itself with pid and ports.
+fn held(session: &SessionView) -> String {
+    let one = |held: &HeldView| {
+        let pid = held.pid.filter(|_| held.own).map(|pid| format!("pid {pid}"));
+        let ports = held.ports.iter().filter(|_| held.own).map(|(name, port)| format!("{name}={port}"));
+        let facts: Vec<String> = pid.into_iter().chain(ports).collect();
+        if facts.is_empty() { held.id.clone() } else { format!("{} ({})", held.id, facts.join(", ")) }
+    };
+    let all: Vec<String> = session.instances.iter().map(one).collect();
+    if all.is_empty() { NONE.to_owned() } else { all.join(" ") }
+}
+
+/// `ostler sessions rm`.
+pub(crate) fn removed_session(id: &str, draining: Option<&DrainingView>) -> String {
+    let Some(draining) = draining else { return format!("session {id} ended\n") };
+    let cut = match draining.cut_in_ms {
+        Some(left) => format!(", or in {} (sessions.grace)", duration(left)),
+        None => String::new(),
+    };
+    format!(
+        "session {id} is ending: it takes no new calls, and is over when {} calls and {} tasks of it are done{cut}\n",
+        draining.calls,
+        draining.tasks.len()
+    )
 }
 
 /// `name  value` lines, the values in one column.
@@ -559,10 +600,24 @@ pub(crate) mod samples {
             server: Some("github".to_owned()),
             client: Some("claude-code 2.1.0".to_owned()),
             principal: "local:1000".to_owned(),
-            instances: vec!["github.1".to_owned()],
+            state: "draining".to_owned(),
+            isolated: true,
+            instances: vec![HeldView {
+                id: "github.1".to_owned(),
+                server: "github".to_owned(),
+                own: true,
+                state: "ready".to_owned(),
+                generation: 1,
+                pid: Some(4711),
+                ports: BTreeMap::from([("viewer".to_owned(), 8001)]),
+            }],
+            shares: Vec::new(),
             age_ms: 184_000,
             idle_ms: 420,
             calls: 1,
+            calls_begun: 1204,
+            tasks: vec!["run_many".to_owned()],
+            restarts: 0,
         };
         let rude = SessionView {
             id: "s0001".to_owned(),
@@ -639,6 +694,15 @@ mod tests {
     fn sessions_with_a_rude_client_name() {
         insta::assert_snapshot!(sessions(&samples::sessions()));
         assert_eq!(sessions(&[]), "no sessions\n");
+        assert_eq!(removed_session("s1", None), "session s1 ended\n");
+        let draining = DrainingView {
+            id: "s1".to_owned(),
+            state: "draining".to_owned(),
+            calls: 2,
+            tasks: Vec::new(),
+            cut_in_ms: Some(30_000),
+        };
+        insta::assert_snapshot!("a_session_that_drains", removed_session("s1", Some(&draining)));
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Checker<'_> {
         let names = || keys::available(groups).map(|k| k.name);
         let near = nearest(&entry.key, names());
         if near.is_none()
-            && let Some(home) = home_of(&entry.key)
+            && let Some(home) = home_of(groups, title, &entry.key)
         {
             error = error.help(format!("`{}` is a key of {home}", entry.key));
         }
@@ -459,21 +459,27 @@ fn words(choices: &[Choice]) -> String {
     words.join(" or ")
 }
 
-/// The table a key belongs to, for one that stands in the wrong one.
-fn home_of(name: &str) -> Option<String> {
+/// The table a key belongs to, for one that stands in the table `title` of these keys: one below that, before others.
+fn home_of(groups: Groups, title: &str, name: &str) -> Option<String> {
     fn search(groups: Groups, title: &str, name: &str) -> Option<String> {
         if keys::available(groups).any(|k| k.name == name) {
             return Some(format!("[{title}]"));
         }
+        below(groups, title, name)
+    }
+    fn below(groups: Groups, title: &str, name: &str) -> Option<String> {
         keys::all(groups).find_map(|k| match k.kind {
             Kind::Table(inner) => search(inner, &format!("{title}.{}", k.name), name),
             _ => None,
         })
     }
-    keys::all(keys::ROOT).find_map(|k| match k.kind {
-        _ if k.name == name => Some("the file itself, as a table of its own".to_owned()),
-        Kind::Table(inner) if k.name != "defaults" => search(inner, k.name, name),
-        Kind::Named(inner) => search(inner, &format!("{}.NAME", k.name), name),
-        _ => None,
+    let own = title.strip_prefix('[').and_then(|title| title.strip_suffix(']'));
+    own.and_then(|title| below(groups, title, name)).or_else(|| {
+        keys::all(keys::ROOT).find_map(|k| match k.kind {
+            _ if k.name == name => Some("the file itself, as a table of its own".to_owned()),
+            Kind::Table(inner) if k.name != "defaults" => search(inner, k.name, name),
+            Kind::Named(inner) => search(inner, &format!("{}.NAME", k.name), name),
+            _ => None,
+        })
     })
 }

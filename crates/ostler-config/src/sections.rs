@@ -14,8 +14,10 @@ use crate::values::{Values, defaults};
 pub struct Limits {
     /// Sessions at once.
     pub sessions: usize,
-    /// Calls of one session in flight at once.
+    /// Calls of one session in flight at once; tasks of it are as many at most.
     pub session_calls: usize,
+    /// Instances of one server, without a pool, that sessions have for themselves.
+    pub session_instances: usize,
     /// Calls of one instance in flight or waiting at once.
     pub instance_calls: usize,
     /// Instances of all servers at once.
@@ -49,6 +51,12 @@ pub struct Limits {
 pub struct Sessions {
     /// A session without a call, a stream or a message for this long is ended.
     pub idle: Duration,
+    /// One that has an instance for itself and calls nothing for this long is ended, though its client listens.
+    pub stale: Duration,
+    /// One that has an instance for itself is ended at this age, once nothing of it runs.
+    pub max_age: Duration,
+    /// How long what runs of a session may go on when somebody ends it.
+    pub grace: Duration,
 }
 
 /// `[ports]`: where servers' ports come from.
@@ -106,6 +114,7 @@ impl Limits {
         let limits = Self {
             sessions: values.count("sessions"),
             session_calls: values.count("session_calls"),
+            session_instances: values.count("session_instances"),
             instance_calls: values.count("instance_calls"),
             processes: values.count("processes"),
             per_type: values.count("per_type"),
@@ -134,7 +143,13 @@ impl Limits {
 impl Sessions {
     pub(crate) fn build(checked: &Checked) -> Self {
         let base = defaults(keys::SESSIONS);
-        Self { idle: Values { layers: &[checked, &base] }.duration("idle") }
+        let values = Values { layers: &[checked, &base] };
+        Self {
+            idle: values.duration("idle"),
+            stale: values.duration("stale"),
+            max_age: values.duration("max_age"),
+            grace: values.duration("grace"),
+        }
     }
 }
 

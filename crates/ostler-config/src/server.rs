@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ostler_domain::ports::port_refs;
 use ostler_domain::{
-    Concurrency, Deadlines, Launch, ResourceLimits, Restart, RestartPolicy, Scope, ServerName, ServerSpec,
-    StartMode, Transport,
+    Concurrency, Deadlines, Fallback, Launch, ResourceLimits, Restart, RestartPolicy, Scope, ServerName,
+    ServerSpec, StartMode, Transport,
 };
 
 use crate::check::{Checked, is_variable, not_a_variable};
@@ -131,9 +131,17 @@ pub(crate) fn build(
         log_files: values.count("log_files") as u32,
         log_file_bytes: values.count("log_file_bytes") as u64,
         tell_session: values.flag("tell_session"),
+        fallback: fallback(values.word("fallback")),
         pool,
         replicas,
     })
+}
+
+fn fallback(word: &str) -> Fallback {
+    match word {
+        "shared" => Fallback::Shared,
+        _ => Fallback::Refuse,
+    }
 }
 
 /// Names of servers; `order` has refused what is none. A name given twice counts once.

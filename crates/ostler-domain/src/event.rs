@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::alert::{Notify, Stage};
-use crate::ids::Generation;
+use crate::ids::{Generation, ServerName};
 use crate::instance::{Cause, Exit, StopStep};
 use crate::pressure::Level;
 use crate::text::human;
@@ -204,6 +204,32 @@ pub enum Happening {
         /// Why.
         reason: String,
     },
+    /// A session is to end, and something of it still runs.
+    SessionDraining {
+        /// Why.
+        reason: String,
+        /// What runs, in words.
+        running: String,
+    },
+    /// A session could get no instance of its own, and uses its principal's from now on.
+    SessionShares {
+        /// The server.
+        server: ServerName,
+        /// Why.
+        why: String,
+    },
+    /// A session had an instance before the daemon was restarted, and has another now.
+    SessionRenewed {
+        /// The instance.
+        instance: String,
+    },
+    /// Sessions of before the daemon was restarted were taken up.
+    SessionsTakenUp {
+        /// Those that go on.
+        kept: usize,
+        /// Those that would have ended meanwhile, or for which there is no room.
+        ended: usize,
+    },
     /// A process that an earlier daemon or a killed guard left behind was ended.
     OrphanReaped {
         /// Its id.
@@ -308,6 +334,10 @@ impl Happening {
             Self::ReverseRequestRefused { .. } => "reverse-request-refused",
             Self::SessionStarted { .. } => "session-started",
             Self::SessionEnded { .. } => "session-ended",
+            Self::SessionDraining { .. } => "session-draining",
+            Self::SessionShares { .. } => "session-shares",
+            Self::SessionRenewed { .. } => "session-renewed",
+            Self::SessionsTakenUp { .. } => "sessions-taken-up",
             Self::OrphanReaped { .. } => "orphan-reaped",
             Self::StdoutRubbish { .. } => "stdout-rubbish",
             Self::ServerAdded => "server-added",
@@ -369,6 +399,9 @@ impl Happening {
             | Self::Pressure { level: Level::Normal, .. }
             | Self::SessionStarted { .. }
             | Self::SessionEnded { .. }
+            | Self::SessionDraining { .. }
+            | Self::SessionRenewed { .. }
+            | Self::SessionsTakenUp { .. }
             | Self::ServerAdded
             | Self::ServerRemoved
             | Self::ServerReplaced { .. }
@@ -377,7 +410,7 @@ impl Happening {
             | Self::Leased { .. }
             | Self::Scaled { .. }
             | Self::Learnt { .. } => Severity::Info,
-            Self::ResetFailed { .. } => Severity::Warning,
+            Self::ResetFailed { .. } | Self::SessionShares { .. } => Severity::Warning,
             Self::Alert(told) if told.stage == Stage::Resolved => Severity::Info,
             Self::Alert(told) => told.alert.severity,
         }
@@ -432,6 +465,21 @@ impl fmt::Display for Happening {
             }
             Self::SessionStarted { client } => write!(f, "session of {client} started"),
             Self::SessionEnded { reason } => write!(f, "session ended: {reason}"),
+            Self::SessionDraining { reason, running } => {
+                write!(f, "session is ending, and takes no new calls while {running}: {reason}")
+            }
+            Self::SessionShares { server, why } => write!(
+                f,
+                "session uses the instance of `{server}` that its principal's sessions share, from now on and until it \
+                 ends (fallback): {why}"
+            ),
+            Self::SessionRenewed { instance } => write!(
+                f,
+                "session has {instance} now: what it had ended when the daemon was restarted, with its state"
+            ),
+            Self::SessionsTakenUp { kept, ended } => {
+                write!(f, "{kept} sessions of before the restart go on, and {ended} have ended meanwhile")
+            }
             Self::OrphanReaped { pid, evidence } => {
                 write!(f, "ended left-over process {pid}, known by {evidence}")
             }

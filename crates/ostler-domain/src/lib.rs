@@ -13,6 +13,7 @@ pub mod ports;
 pub mod pressure;
 pub mod replicas;
 pub mod server;
+pub mod session;
 pub mod text;
 
 pub use event::{Happening, Severity};
@@ -22,6 +23,6 @@ pub use instance::{
 };
 pub use ports::{PortRange, PortWish};
 pub use server::{
-    Concurrency, Deadlines, Era, HealthSpec, Heartbeat, Launch, Probe, ResourceLimits, Restart,
+    Concurrency, Deadlines, Era, Fallback, HealthSpec, Heartbeat, Launch, Probe, ResourceLimits, Restart,
     RestartPolicy, Scope, ServerSpec, StartMode, Traits, Transport, Upstream, UpstreamAt,
 };

@@ -43,6 +43,26 @@ impl Scope {
     }
 }
 
+/// What a session gets when no instance of its own can be had.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Fallback {
+    /// Nothing: its call is refused (the default).
+    #[default]
+    Refuse,
+    /// The instance that sessions of its principal share.
+    Shared,
+}
+
+impl Fallback {
+    /// The word used in configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Shared => "shared",
+        }
+    }
+}
+
 /// The two families of protocol revisions. A stdio process serves one of them: its first request decides.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Era {
@@ -274,6 +294,8 @@ pub struct ServerSpec {
     pub log_file_bytes: u64,
     /// Whether each request names the session that it is of, and the processes know where the daemon is.
     pub tell_session: bool,
+    /// What a session gets when no instance of its own can be had.
+    pub fallback: Fallback,
     /// How instances are started ahead and shared out, where sessions have one each.
     pub pool: Option<PoolSpec>,
     /// How many instances serve side by side, where all share them; one where it does not say.
@@ -320,6 +342,7 @@ impl ServerSpec {
             log_files: 0,
             log_file_bytes: 10 << 20,
             tell_session: false,
+            fallback: Fallback::default(),
             pool: None,
             replicas: None,
         }

@@ -1,4 +1,5 @@
-//! SQLite in the state directory: the ledger of running trees and what was learnt about servers.
+//! SQLite in the state directory: the ledger of running trees, what was learnt about servers, and the sessions that
+//! outlive the daemon.
 //!
 //! [`Store`] blocks and starts no thread. It is `Send` and not `Sync`: its user gives it a thread of its own
 //! and sends it work through a bounded channel.
@@ -14,12 +15,14 @@
 //! |---|---|
 //! | [`TREES_MAX`] trees in the ledger | the insert is refused: [`StoreError::Full`] |
 //! | [`TRAITS_MAX`] servers remembered | the longest unchanged are forgotten, and counted |
+//! | [`SESSIONS_MAX`] sessions | further ones are left out, and counted |
 //! | [`TEXT_MAX`] bytes in a key or id | the write is refused: [`StoreError::TooLong`] |
 //! | [`BUSY_TIMEOUT`] wait for another process's write | [`StoreError::Busy`] |
 
 mod error;
 mod open;
 mod schema;
+mod sessions;
 mod traits;
 mod trees;
 
@@ -29,6 +32,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub use error::StoreError;
+pub use sessions::{SESSIONS_MAX, SessionChange, SessionRecord};
 pub use traits::TRAITS_MAX;
 pub use trees::{ProcessKey, TREES_MAX, TreeRecord};
 

@@ -32,6 +32,18 @@ pub(crate) const MIGRATIONS: &[&str] = &[
         updated_unix_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX traits_by_age ON traits (updated_unix_ms, identity)",
+    // A key that opens a session is here as its hash only.
+    "CREATE TABLE sessions (
+        number          INTEGER PRIMARY KEY NOT NULL,
+        id              TEXT NOT NULL,
+        principal       TEXT NOT NULL,
+        name            TEXT,
+        isolated        INTEGER NOT NULL,
+        owned           INTEGER NOT NULL,
+        restarts        INTEGER NOT NULL,
+        created_unix_ms INTEGER NOT NULL,
+        heard_unix_ms   INTEGER NOT NULL
+    ) STRICT",
 ];
 
 /// Whose file this is and how far its tables are. Reads only; to be called within a transaction.

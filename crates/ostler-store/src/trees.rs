@@ -164,6 +164,6 @@ pub(crate) fn signed(value: u64) -> i64 {
     value.cast_signed()
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(crate) fn unsigned(value: i64) -> u64 {
     value.cast_unsigned()
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ostler_domain::Traits;
-use ostler_store::{ProcessKey, Store, StoreError, TreeRecord};
+use ostler_store::{ProcessKey, SessionChange, SessionRecord, Store, StoreError, TreeRecord};
 use tokio::sync::{mpsc, oneshot};
 
 /// Work for the ledger's keeper.
@@ -25,6 +25,10 @@ pub trait Records: Send {
     fn traits_get(&mut self, identity: &str) -> Result<Option<Traits>, StoreError>;
     /// See [`Store::traits_put`].
     fn traits_put(&mut self, identity: &str, traits: Traits, now_unix_ms: u64) -> Result<usize, StoreError>;
+    /// See [`Store::sessions_write`].
+    fn sessions_write(&mut self, changes: &[SessionChange]) -> Result<usize, StoreError>;
+    /// See [`Store::sessions_all`].
+    fn sessions_all(&mut self) -> Result<Vec<SessionRecord>, StoreError>;
 }
 
 impl Records for Store {
@@ -50,6 +54,14 @@ impl Records for Store {
 
     fn traits_put(&mut self, identity: &str, traits: Traits, now_unix_ms: u64) -> Result<usize, StoreError> {
         self.traits_put(identity, traits, now_unix_ms)
+    }
+
+    fn sessions_write(&mut self, changes: &[SessionChange]) -> Result<usize, StoreError> {
+        self.sessions_write(changes)
+    }
+
+    fn sessions_all(&mut self) -> Result<Vec<SessionRecord>, StoreError> {
+        self.sessions_all()
     }
 }
 
@@ -156,6 +168,22 @@ impl Ledger {
     /// When the store cannot be written.
     pub async fn remove(&self, mark: String) -> Result<(), LedgerError> {
         self.run(move |records| records.trees_remove(&mark)).await.map(drop)
+    }
+
+    /// Writes down what became of sessions. Returns how many were left out.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn write_sessions(&self, changes: Vec<SessionChange>) -> Result<usize, LedgerError> {
+        self.run(move |records| records.sessions_write(&changes)).await
+    }
+
+    /// The sessions that an earlier daemon had.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn sessions(&self) -> Result<Vec<SessionRecord>, LedgerError> {
+        self.run(|records| records.sessions_all()).await
     }
 
     /// What was learnt about the server with this identity.

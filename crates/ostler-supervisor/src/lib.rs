@@ -14,7 +14,8 @@
 //! | [`monitor`] | daemon | a timer, who looks | readings, refusals, wishes to drivers |
 //! | dependencies | server that has some | how they stand, [`reload`] | its trouble |
 //! | [`reload`] | reload | a configuration | another table of servers |
-//! | idle sessions | daemon | [`session`] | ended sessions |
+//! | sessions' ends | daemon | [`session`], a timer | ended and draining sessions |
+//! | sessions' records | daemon | [`session`] | jobs for the store |
 //! | lull | daemon | freed sessions and instances | memory for the system ([`lull`]) |
 //! | alerts | daemon | what somebody noticed ([`alerts`]) | events, and one queue for each sink |
 //! | alert sink | webhook, command | tellings | requests, programs run |
@@ -44,6 +45,7 @@ pub mod log_file;
 pub mod lull;
 pub mod monitor;
 mod order;
+mod own;
 mod pool;
 pub mod ports;
 mod program;
@@ -66,6 +68,7 @@ pub use budget::Budget;
 pub use connection::Connection;
 pub use instance::{Ended, GuardedTree, InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 pub use monitor::{Monitor, Overview, Reading};
+pub use own::{Own, ServedBy};
 pub use registry::{Registry, Table};
 pub use reload::{ReloadRefused, Reloader, Report};
 pub use server::Server;

@@ -326,7 +326,6 @@ impl Supervisor {
     }
 
     async fn dismiss(&self, session: &Session, reason: &Arc<str>) {
-        self.sessions().bid_farewell(&session.id, reason);
         self.end_session(session, reason).await;
     }
 }

@@ -682,6 +682,9 @@ impl Server {
             return Err(Unavailable::WrongEra(self.spec.name.clone(), era));
         }
         self.startable()?;
+        if let Owner::Session(_) = wanted.owner {
+            self.check_own_instances(core, instances)?;
+        }
         let latest = core.registry.latest(self);
         let counted = match wanted.owner {
             _ if self.common.by_hand => Counted::AdHoc,
@@ -697,6 +700,21 @@ impl Server {
             Unavailable::Limit(refusal.why)
         })?;
         Ok(self.create_in(&latest, core, instances, wanted, place))
+    }
+
+    /// Whether one more session may have an instance for itself. One counts until nothing of it runs.
+    fn check_own_instances(&self, core: &Core, instances: &[Arc<InstanceHandle>]) -> Result<(), Unavailable> {
+        let most = core.config().limits.session_instances;
+        let own = instances.iter().filter(|handle| matches!(*handle.owner(), Owner::Session(_)));
+        if own.count() < most {
+            return Ok(());
+        }
+        core.events.count("limits.session_instances");
+        Err(Unavailable::Limit(format!(
+            "{most} sessions have an instance of `{}` for themselves already (limits.session_instances); \
+             `ostler sessions` lists them, and `ostler sessions rm` ends one",
+            self.spec.name
+        )))
     }
 
     /// Whether clients may start it.

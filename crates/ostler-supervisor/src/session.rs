@@ -4,16 +4,29 @@
 //! a modern one is known by a key of its principal's (ADR 9), and may use several servers. Either holds at most one
 //! instance of each.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod agenda;
+mod life;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ostler_domain::ServerName;
+use ostler_domain::session::{Life, SessionState};
 use ostler_mcp::mux::SessionKey;
 use ostler_mcp::version;
-use tokio::sync::Notify;
+use sha2::{Digest as _, Sha256};
 
+use self::agenda::{Agenda, Appointment};
+use self::life::Pulse;
+pub use self::life::{Busy, CallRefused};
+use self::records::Records;
+pub use self::records::TakenUp;
 use crate::clock::now_ms;
 use crate::connection::Connection;
 use crate::instance::{InstanceHandle, Lease, Owner, Unavailable};
@@ -30,7 +43,7 @@ pub(crate) const MAX_SEATS: usize = 64;
 const ENDED: &str = "its session ended";
 /// Longest for the connection to an instance of a pool to let go of a session that has ended.
 const DETACH: Duration = Duration::from_secs(5);
-/// Sessions that a reload ended of which it is known why; more than a daemon holds by default.
+/// Sessions that have ended of which it is known why; more than a daemon holds by default.
 const FAREWELLS: usize = 2048;
 
 /// One client's conversation.
@@ -38,7 +51,8 @@ const FAREWELLS: usize = 2048;
 pub struct Session {
     /// Names it on connections.
     pub key: SessionKey,
-    /// What its client shows: a legacy one the secret that it was given (`Mcp-Session-Id`), a modern one its key.
+    /// Finds it in the table. Of a legacy one the secret that its client was given (`Mcp-Session-Id`); of a modern one
+    /// made of whose it is and the key that its client shows, which where it is a handle is hashed.
     pub id: Box<str>,
     /// Names it in listings.
     pub handle: Arc<str>,
@@ -52,21 +66,39 @@ pub struct Session {
     pub version: String,
     /// Its holds on instances, until it ends: also while an instance has no process to be attached to.
     seats: Mutex<BTreeMap<ServerName, Seat>>,
-    /// When it began, in milliseconds of [`now_ms`].
-    pub created_ms: u64,
+    /// When this daemon made it or took it up, in milliseconds of [`now_ms`].
+    created_ms: u64,
+    /// How old it was then.
+    earlier_ms: u64,
+    /// Whether it gets instances for itself where that is what the server's scope says.
+    pub isolated: bool,
+    /// Restarts of the daemon that it has outlived.
+    pub restarts: u32,
+    /// Whether it had an instance for itself before the last of these.
+    lost: AtomicBool,
+    /// Whether it has had an instance for itself since.
+    owns: AtomicBool,
+    /// Servers of which it uses what its principal's sessions share, as it could get no instance for itself.
+    shares: Mutex<BTreeSet<ServerName>>,
     /// Messages that belong to none of its calls.
     pub outbox: Arc<ReplayStream>,
     keep: Keep,
     presence: Arc<Presence>,
-    last_ms: AtomicU64,
-    busy: AtomicU32,
-    calls: AtomicU32,
-    ended: AtomicBool,
     attached: tokio::sync::Mutex<u64>,
     streams: Mutex<Streams>,
-    went_idle: Arc<Notify>,
-    /// Told when no call runs any more.
-    quiet: Notify,
+    pulse: Pulse,
+    appointment: Appointment,
+    /// When it was last written down, in milliseconds of [`now_ms`].
+    noted_ms: AtomicU64,
+    common: Arc<Common>,
+}
+
+/// What all sessions have in common.
+#[derive(Debug)]
+struct Common {
+    life: Life,
+    agenda: Agenda,
+    records: Records,
 }
 
 /// The server that a legacy session is about.
@@ -87,74 +119,15 @@ struct Streams {
     next: u64,
 }
 
-/// Keeps a session from counting as idle.
-#[derive(Debug)]
-pub struct Busy {
-    session: Arc<Session>,
-    call: bool,
-}
-
-impl Busy {
-    /// The session.
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.session.last_ms.store(now_ms(), Ordering::Relaxed);
-        if self.call && self.session.calls.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.session.quiet.notify_waiters();
-        }
-        if self.session.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.session.went_idle.notify_one();
-        }
-    }
-}
-
 impl Session {
-    /// Notes that the client was heard of, and that it is busy until the guard is dropped.
-    pub fn busy(self: &Arc<Self>) -> Busy {
-        self.last_ms.store(now_ms(), Ordering::Relaxed);
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { session: Arc::clone(self), call: false }
+    /// Milliseconds since it began.
+    pub fn age_ms(&self) -> u64 {
+        now_ms().saturating_sub(self.created_ms).saturating_add(self.earlier_ms)
     }
 
-    /// The same for a call; `None` at `limit` calls at the same time (`limits.session_calls`).
-    pub fn begin_call(self: &Arc<Self>, limit: usize) -> Option<Busy> {
-        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        let free = |calls: u32| (calls < limit).then_some(calls + 1);
-        self.calls.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
-        let mut busy = self.busy();
-        busy.call = true;
-        Some(busy)
-    }
-
-    /// Calls that run.
-    pub fn calls(&self) -> u32 {
-        self.calls.load(Ordering::Relaxed)
-    }
-
-    /// Resolves when no call runs.
-    pub(crate) async fn until_quiet(&self) {
-        loop {
-            // Listening before the look, so that no end falls in between.
-            let mut quiet = std::pin::pin!(self.quiet.notified());
-            quiet.as_mut().enable();
-            if self.calls() == 0 {
-                return;
-            }
-            quiet.await;
-        }
-    }
-
-    /// Milliseconds since the client was last heard of; 0 while it is busy.
-    pub fn idle_ms(&self) -> u64 {
-        if self.busy.load(Ordering::Relaxed) > 0 {
-            return 0;
-        }
-        now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed))
+    /// Whether its key is a handle: such a session is never begun anew by being used.
+    pub fn has_handle(&self) -> bool {
+        self.bound.is_none() && self.id.starts_with(HASHED)
     }
 
     /// The server it is about, where it is a legacy one.
@@ -177,6 +150,11 @@ impl Session {
         held.collect()
     }
 
+    /// Whether its client may call: it has not ended, and is not about to.
+    pub fn is_active(&self) -> bool {
+        self.state() == SessionState::Active
+    }
+
     /// Whether it holds this instance.
     pub fn holds(&self, handle: &InstanceHandle) -> bool {
         self.instances().iter().any(|(_, held)| std::ptr::eq(&raw const **held, handle))
@@ -191,21 +169,75 @@ impl Session {
 
     /// Gives back its instance of this server; false when it has none.
     pub async fn give_up(self: &Arc<Self>, server: &ServerName) -> bool {
+        self.give_up_if(server, |_| true, "its session gave it back").await
+    }
+
+    /// The same where `is_meant` says so.
+    pub(crate) async fn give_up_if(
+        self: &Arc<Self>,
+        server: &ServerName,
+        is_meant: impl Fn(&Lease) -> bool,
+        reason: &str,
+    ) -> bool {
         let seat = self.seats().get(server).cloned();
         let Some(seat) = seat else { return false };
-        let lease = seat.lock().await.take();
+        let lease = seat.lock().await.take_if(|lease| is_meant(lease));
         let held = lease.is_some();
-        leave(lease, self.key, "its session gave it back").await;
+        if held && !self.holds_own() {
+            self.owns.store(false, Ordering::SeqCst);
+            if self.holds_own() {
+                // It has got another in this moment.
+                self.owns.store(true, Ordering::SeqCst);
+                self.look();
+            }
+        }
+        leave(lease, self.key, reason).await;
         held
+    }
+
+    /// Whether it may have an instance for itself. One that is being found or started counts.
+    fn holds_own(&self) -> bool {
+        let own = |seat: &Seat| {
+            seat.try_lock().map_or(true, |seat| {
+                seat.as_ref().is_some_and(|lease| matches!(*lease.owner(), Owner::Session(_)))
+            })
+        };
+        self.seats().values().any(own)
+    }
+
+    /// It has an instance for itself, and is not to keep it for ever. True where it lost one when the daemon was
+    /// restarted, and was not asked before.
+    pub(crate) fn note_own(self: &Arc<Self>) -> bool {
+        if !self.owns.swap(true, Ordering::SeqCst) {
+            self.common.records.note(self);
+            self.look();
+        }
+        self.lost.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether it uses what its principal's sessions share of this server, as it could get no instance for itself.
+    pub(crate) fn shares_of(&self, server: &ServerName) -> bool {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).contains(server)
+    }
+
+    /// It does from now on, until it ends: what it does there is not to be found elsewhere with the next call. False at
+    /// [`MAX_SEATS`].
+    pub(crate) fn share(&self, server: &ServerName) -> bool {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_room = shares.len() < MAX_SEATS;
+        if is_room {
+            shares.insert(server.clone());
+        }
+        is_room
+    }
+
+    /// The servers of which it uses what its principal's sessions share, as it could get no instance for itself.
+    pub fn shares(&self) -> Vec<ServerName> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn seats(&self) -> MutexGuard<'_, BTreeMap<ServerName, Seat>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it has ended.
-    pub fn ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
     }
 
     /// The connection to its instance, which knows of this session.
@@ -278,7 +310,7 @@ impl Session {
 
     /// Ends what it holds. Only the table calls this, once.
     async fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+        self.set_ended();
         self.outbox.end();
         self.lock().ended.clear();
         // Who is just starting one finds the session ended, and leaves it himself.
@@ -350,11 +382,10 @@ pub struct Sessions {
     reserved: AtomicU32,
     next_key: AtomicU64,
     limit: usize,
-    idle: Duration,
     keep: Keep,
-    changed: Arc<Notify>,
     lull: Arc<Lull>,
-    /// Why the daemon ended sessions whose clients may still ask for them, by their secrets; the latest.
+    common: Arc<Common>,
+    /// Why sessions have ended whose clients may still ask for them, by their ids; the latest.
     farewells: Mutex<VecDeque<(Box<str>, Arc<str>)>>,
 }
 
@@ -367,9 +398,22 @@ pub fn is_handle(key: &str) -> bool {
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// What a modern session is found by: names of two principals never meet, and none is a legacy session's secret.
+/// What the ids of sessions begin with whose keys are handles.
+const HASHED: char = '#';
+
+/// What a modern session is found by: names of two principals never meet, and none is a legacy session's secret. Of a
+/// handle, which opens the session, only the hash is kept (see [`records`]).
 fn id_of(principal: &str, key: &str) -> Box<str> {
-    format!("{principal}\n{key}").into()
+    let id = format!("{principal}\n{key}");
+    if !is_handle(key) {
+        return id.into();
+    }
+    let mut hashed = String::from(HASHED);
+    for byte in &Sha256::digest(id)[..16] {
+        // A string takes whatever it is given.
+        let _ = write!(hashed, "{byte:02x}");
+    }
+    hashed.into()
 }
 
 /// Why there is no session of a key.
@@ -394,17 +438,16 @@ impl Drop for Place<'_> {
 }
 
 impl Sessions {
-    /// A table of at most `limit` sessions, each ended after `idle` without a word from its client.
-    pub fn new(limit: usize, idle: Duration, keep: Keep, lull: Arc<Lull>) -> Self {
+    /// A table of at most `limit` sessions, each of which lasts as `life` says.
+    pub fn new(limit: usize, life: Life, keep: Keep, lull: Arc<Lull>) -> Self {
         Self {
             by_id: RwLock::default(),
             reserved: AtomicU32::new(0),
             next_key: AtomicU64::new(0),
             limit,
-            idle,
             keep,
-            changed: Arc::new(Notify::new()),
             lull,
+            common: Arc::new(Common { life, agenda: Agenda::default(), records: Records::default() }),
             farewells: Mutex::default(),
         }
     }
@@ -421,7 +464,7 @@ impl Sessions {
 
     /// How long a silent session is kept.
     pub fn idle(&self) -> Duration {
-        self.idle
+        self.common.life.idle
     }
 
     /// How many there are, those being opened included.
@@ -457,16 +500,24 @@ impl Sessions {
         // The place now belongs to the session, until it ends.
         std::mem::forget(place);
         self.write().insert(session.id.clone(), Arc::clone(&session));
-        self.changed.notify_one();
+        match session.holds_own() {
+            true => drop(session.note_own()),
+            false => session.look(),
+        }
         session
     }
 
-    /// This principal's modern session of this key, and whether it is new. One whose key looks like a handle
-    /// ([`is_handle`]) is never new.
+    /// This principal's modern session of this key, and whether it is new: one that gets instances for itself if
+    /// `isolated` says so. One whose key looks like a handle ([`is_handle`]) is never new.
     ///
     /// # Errors
     /// [`NoSession`], with the reason.
-    pub fn find_or_open(&self, principal: &Arc<str>, key: &str) -> Result<(Arc<Session>, bool), NoSession> {
+    pub fn find_or_open(
+        &self,
+        principal: &Arc<str>,
+        key: &str,
+        isolated: bool,
+    ) -> Result<(Arc<Session>, bool), NoSession> {
         let id = id_of(principal, key);
         if let Some(session) = self.get(&id) {
             return Ok((session, false));
@@ -474,20 +525,30 @@ impl Sessions {
         if is_handle(key) {
             return Err(NoSession::Ended(self.farewell(&id)));
         }
-        self.add(principal, id, key).map(|(session, is_new)| (session, is_new))
+        self.add(principal, id, key, isolated)
     }
 
     /// A new modern session of this principal, and the handle that is its key.
     ///
     /// # Errors
     /// [`NoSession::Full`].
-    pub fn open_with_handle(&self, principal: &Arc<str>) -> Result<(Arc<Session>, String), NoSession> {
+    pub fn open_with_handle(
+        &self,
+        principal: &Arc<str>,
+        isolated: bool,
+    ) -> Result<(Arc<Session>, String), NoSession> {
         let key = format!("{HANDLE}{:032x}", crate::random::bits128());
-        let (session, _) = self.add(principal, id_of(principal, &key), &key)?;
+        let (session, _) = self.add(principal, id_of(principal, &key), &key, isolated)?;
         Ok((session, key))
     }
 
-    fn add(&self, principal: &Arc<str>, id: Box<str>, key: &str) -> Result<(Arc<Session>, bool), NoSession> {
+    fn add(
+        &self,
+        principal: &Arc<str>,
+        id: Box<str>,
+        key: &str,
+        isolated: bool,
+    ) -> Result<(Arc<Session>, bool), NoSession> {
         let place = self.reserve().ok_or(NoSession::Full(self.limit))?;
         let mut table = self.write();
         // Of two calls that open it at the same time, one finds the other's.
@@ -495,13 +556,13 @@ impl Sessions {
             return Ok((Arc::clone(session), false));
         }
         let name = (!key.is_empty() && !is_handle(key)).then(|| key.to_owned());
-        let session =
-            Session { client: name, ..self.blank(self.next_key(), id.clone(), Arc::clone(principal)) };
-        let session = Arc::new(session);
+        let blank = self.blank(self.next_key(), id.clone(), Arc::clone(principal));
+        let session = Arc::new(Session { client: name, isolated, ..blank });
         std::mem::forget(place);
         table.insert(id, Arc::clone(&session));
         drop(table);
-        self.changed.notify_one();
+        self.common.records.note(&session);
+        session.look();
         Ok((session, true))
     }
 
@@ -518,17 +579,21 @@ impl Sessions {
             version: version::MODERN.to_owned(),
             seats: Mutex::default(),
             created_ms: now_ms(),
+            earlier_ms: 0,
+            isolated: true,
+            restarts: 0,
+            lost: AtomicBool::new(false),
+            owns: AtomicBool::new(false),
+            shares: Mutex::default(),
             outbox: Arc::new(ReplayStream::of(self.keep, Arc::clone(&presence))),
             keep: self.keep,
             presence,
-            last_ms: now_ms().into(),
-            busy: AtomicU32::new(0),
-            calls: AtomicU32::new(0),
-            ended: AtomicBool::new(false),
             attached: tokio::sync::Mutex::new(0),
             streams: Mutex::default(),
-            went_idle: Arc::clone(&self.changed),
-            quiet: Notify::new(),
+            pulse: Pulse::default(),
+            appointment: Appointment::default(),
+            noted_ms: now_ms().into(),
+            common: Arc::clone(&self.common),
         }
     }
 
@@ -537,14 +602,14 @@ impl Sessions {
         self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Why the session that showed this secret was ended by the daemon, if it was and that was not long ago.
+    /// Why the session with this id has ended, if that was not long ago.
     pub fn farewell(&self, id: &str) -> Option<Arc<str>> {
         let farewells = self.farewells.lock().unwrap_or_else(PoisonError::into_inner);
         farewells.iter().find(|(known, _)| **known == *id).map(|(_, reason)| Arc::clone(reason))
     }
 
     /// Remembers why a session is ended: its client is told when it asks again.
-    pub(crate) fn bid_farewell(&self, id: &str, reason: &Arc<str>) {
+    fn bid_farewell(&self, id: &str, reason: &Arc<str>) {
         let mut farewells = self.farewells.lock().unwrap_or_else(PoisonError::into_inner);
         if farewells.len() == FAREWELLS {
             farewells.pop_front();
@@ -561,10 +626,17 @@ impl Sessions {
     }
 
     /// Ends a session; `false` when it was not there. Its instance, where it had one of its own, is on its way
-    /// down when this returns.
-    pub async fn end(&self, id: &str) -> bool {
+    /// down when this returns. Whoever asks for it is told the reason.
+    pub async fn end(&self, id: &str, reason: &str) -> bool {
         let Some(session) = self.write().remove(id) else { return false };
         self.reserved.fetch_sub(1, Ordering::Relaxed);
+        session.set_ended();
+        self.common.agenda.strike(&session);
+        self.common.records.strike(&session);
+        // One with a name is begun anew by being used.
+        if session.bound.is_some() || session.has_handle() {
+            self.bid_farewell(id, &reason.into());
+        }
         // A task of its own: nobody finds the session any more, so a caller that is dropped here (a client that
         // does not wait for the answer to its DELETE) must not leave it half ended.
         let ending = tokio::spawn(async move { session.end().await });
@@ -576,32 +648,6 @@ impl Sessions {
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Box<str>, Arc<Session>>> {
         self.by_id.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends silent sessions as their time comes; calls `told` for each. Never returns. One timer serves all
-    /// sessions: it is set to the moment at which the first of them may be over.
-    pub async fn end_idle(&self, told: impl Fn(&Session)) {
-        let idle_ms = u64::try_from(self.idle.as_millis()).unwrap_or(u64::MAX);
-        loop {
-            let mut next = None;
-            for session in self.all() {
-                if session.busy.load(Ordering::Relaxed) > 0 {
-                    continue;
-                }
-                let left = idle_ms.saturating_sub(session.idle_ms());
-                if left == 0 {
-                    told(&session);
-                    self.end(&session.id).await;
-                } else {
-                    next = Some(next.map_or(left, |next: u64| next.min(left)));
-                }
-            }
-            match next {
-                // What becomes idle later is over later, so this timer need not be moved.
-                Some(left) => tokio::time::sleep(Duration::from_millis(left)).await,
-                None => self.changed.notified().await,
-            }
-        }
     }
 }
 

@@ -8,7 +8,9 @@ use ostler_config::Config;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Event;
 use ostler_domain::ports::PortFigures;
-use ostler_domain::{Era, Generation, Scope};
+use ostler_domain::session::{Life, SessionState};
+use ostler_domain::{Era, Fallback, Generation, Scope, ServerName};
+use ostler_mcp::mux::SessionKey;
 use ostler_mcp::version::InitializeResult;
 use ostler_os::Spawner;
 use ostler_store::TreeRecord;
@@ -31,7 +33,7 @@ use crate::order;
 use crate::registry::{Registry, Table};
 use crate::reload;
 use crate::server::{Server, Standing};
-use crate::session::{MAX_SEATS, NoSession, Opening, Session, Sessions, handle_of};
+use crate::session::{NoSession, Opening, Session, Sessions, TakenUp, handle_of};
 use crate::stream::Keep;
 
 /// How long a person's start or restart of one instance is waited for; it goes on after that.
@@ -44,17 +46,6 @@ pub struct Caller {
     pub principal: Arc<str>,
     /// The project.
     pub project: Arc<str>,
-}
-
-/// An instance that a session has for itself, and serves.
-#[derive(Debug)]
-pub struct Own {
-    /// The instance.
-    pub handle: Arc<InstanceHandle>,
-    /// What it is like.
-    pub snapshot: Arc<Snapshot>,
-    /// The number of the lease, where it is of a pool: later ones are greater.
-    pub fence: Option<u64>,
 }
 
 /// Why the supervisor could not start.
@@ -100,9 +91,22 @@ impl Supervisor {
             let lull = Arc::clone(&supervisor.core.lull);
             async move { lull.follow().await }
         });
+        supervisor.take_up_sessions().await?;
         supervisor.monitor_by(Arc::new(monitor::machine::System::default()), vec![state_dir.to_owned()]);
         tokio::spawn(audit::regularly(Arc::clone(&supervisor.core)));
         Ok(supervisor)
+    }
+
+    /// Takes up the sessions of an earlier daemon, and writes down what becomes of all from now on.
+    async fn take_up_sessions(&self) -> Result<(), StartError> {
+        let found = self.sessions.take_up(self.core.ledger.sessions().await?);
+        if found != TakenUp::default() {
+            let TakenUp { kept, ended } = found;
+            self.core.events.record("daemon", Happening::SessionsTakenUp { kept, ended });
+        }
+        let (core, sessions) = (Arc::clone(&self.core), Arc::clone(&self.sessions));
+        tokio::spawn(async move { sessions.write_down(&core.ledger, &core.events).await });
+        Ok(())
     }
 
     /// Measures by `machine` from now on, and watches the space where these folders are.
@@ -130,21 +134,11 @@ impl Supervisor {
             order::follow_dependencies(&core, server);
         }
         let keep = Keep { events: config.gateway.replay_events, bytes: config.gateway.replay_bytes };
-        let sessions = Arc::new(Sessions::new(
-            config.limits.sessions,
-            config.sessions.idle,
-            keep,
-            Arc::clone(&core.lull),
-        ));
+        let sessions =
+            Arc::new(Sessions::new(config.limits.sessions, life(&config), keep, Arc::clone(&core.lull)));
         tokio::spawn({
             let (sessions, events) = (Arc::clone(&sessions), Arc::clone(&core.events));
-            async move {
-                let told = |session: &Session| {
-                    let reason = format!("silent for {} s (sessions.idle)", sessions.idle().as_secs());
-                    events.record(&session.handle, Happening::SessionEnded { reason });
-                };
-                sessions.end_idle(told).await;
-            }
+            async move { sessions.follow(&events).await }
         });
         Ok(Arc::new(Self { core, sessions, reloading: Arc::default() }))
     }
@@ -271,12 +265,7 @@ impl Supervisor {
             )));
         };
         let key = self.sessions.next_key();
-        let (server, instance) = self
-            .acquire(server, caller, Some(Era::Legacy), |server| match server.spec.scope {
-                Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
-                _ => (shared_owner(server, caller), None),
-            })
-            .await?;
+        let (server, instance, shared) = self.legacy(server, caller, key, initialize).await?;
         // A client that vanishes while its instance starts leaves nothing behind. What is of a pool goes back there.
         let abandoned = Abandoned((!instance.is_of_pool()).then(|| Arc::clone(instance.handle())));
         let (connection, snapshot) = instance.connection(server.patience()).await?;
@@ -301,12 +290,47 @@ impl Supervisor {
         };
         if let Err(unavailable) = connected {
             // Its client will never hear of it.
-            self.sessions.end(&session.id).await;
+            self.sessions.end(&session.id, "it could not be begun").await;
             return Err(unavailable);
         }
         let client = session.client.clone().unwrap_or_else(|| "an unnamed client".to_owned());
         self.core.events.record(&session.handle, Happening::SessionStarted { client });
+        if let Some(why) = shared {
+            self.share(&session, &server.spec.name, why);
+        }
         Ok((session, initialized))
+    }
+
+    /// The instance for a legacy session; and why it is none for itself, where it should be.
+    async fn legacy(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+        key: SessionKey,
+        initialize: &str,
+    ) -> Result<(Arc<Server>, Lease, Option<String>), Unavailable> {
+        let found = self
+            .acquire(server, caller, Some(Era::Legacy), |server| match server.spec.scope {
+                Scope::Session => (Owner::Session(handle_of(key)), Some(Arc::from(initialize))),
+                _ => (shared_owner(server, caller), None),
+            })
+            .await;
+        let why = match found {
+            Err(Unavailable::Limit(why)) if falls_back(server) => why,
+            found => return found.map(|(server, lease)| (server, lease, None)),
+        };
+        let shared = |server: &Server| (shared_owner(server, caller), None);
+        match self.acquire(server, caller, Some(Era::Legacy), shared).await {
+            Ok((server, lease)) => Ok((server, lease, Some(why))),
+            Err(_) => Err(Unavailable::Limit(why)),
+        }
+    }
+
+    /// It could get no instance for itself, and uses the shared one.
+    pub(crate) fn share(&self, session: &Session, server: &ServerName, why: String) {
+        session.share(server);
+        self.core.events.count("fallback");
+        self.core.events.record(&session.handle, Happening::SessionShares { server: server.clone(), why });
     }
 
     /// The instance for a modern request, held for as long as the request needs it.
@@ -324,7 +348,15 @@ impl Supervisor {
     /// # Errors
     /// [`NoSession`], with the reason.
     pub fn session(&self, caller: &Caller, key: &str) -> Result<Arc<Session>, NoSession> {
-        let found = self.sessions.find_or_open(&caller.principal, key);
+        self.session_as(caller, key, true)
+    }
+
+    /// The same. Where it is opened, it gets instances for itself if `isolated` says so.
+    ///
+    /// # Errors
+    /// [`NoSession`], with the reason.
+    pub fn session_as(&self, caller: &Caller, key: &str, isolated: bool) -> Result<Arc<Session>, NoSession> {
+        let found = self.sessions.find_or_open(&caller.principal, key, isolated);
         if let Err(NoSession::Full(_)) = &found {
             self.core.events.count("limits.sessions");
         }
@@ -341,7 +373,19 @@ impl Supervisor {
     /// # Errors
     /// [`NoSession::Full`].
     pub fn session_with_handle(&self, caller: &Caller) -> Result<(Arc<Session>, String), NoSession> {
-        let opened = self.sessions.open_with_handle(&caller.principal);
+        self.session_with_handle_as(caller, true)
+    }
+
+    /// The same. It gets instances for itself if `isolated` says so.
+    ///
+    /// # Errors
+    /// [`NoSession::Full`].
+    pub fn session_with_handle_as(
+        &self,
+        caller: &Caller,
+        isolated: bool,
+    ) -> Result<(Arc<Session>, String), NoSession> {
+        let opened = self.sessions.open_with_handle(&caller.principal, isolated);
         let Ok((session, key)) = opened else {
             self.core.events.count("limits.sessions");
             return opened;
@@ -351,57 +395,10 @@ impl Supervisor {
         Ok((session, key))
     }
 
-    /// The instance of a server that a session has for itself; found or started, and waited for until it serves. It is
-    /// the session's until that gives it up or ends. Also of servers that Ostler speaks no MCP with.
-    ///
-    /// # Errors
-    /// [`Unavailable`], with the reason.
-    pub async fn own_instance(
-        &self,
-        session: &Arc<Session>,
-        server: &Arc<Server>,
-        caller: &Caller,
-    ) -> Result<Own, Unavailable> {
-        let name = &server.spec.name;
-        if server.spec.scope != Scope::Session {
-            let scope = server.spec.scope.as_str();
-            return Err(Unavailable::Limit(format!(
-                "no session has an instance of `{name}` for itself: its scope is `{scope}`, not `session`"
-            )));
-        }
-        let Some(seat) = session.seat(name) else {
-            return Err(Unavailable::Limit(format!(
-                "session {} has ended, or has instances of {MAX_SEATS} servers already",
-                session.handle
-            )));
-        };
-        let mut seat = seat.lock().await;
-        if seat.as_ref().is_some_and(|lease| lease.is_retired()) {
-            // It was ended under the session, which begins anew.
-            seat.take();
-        }
-        if seat.is_none() {
-            let owner = Owner::Session(Arc::clone(&session.handle));
-            let era = server.spec.transport.is_mcp().then_some(Era::Modern);
-            let lease = self.acquire(server, caller, era, |_| (owner.clone(), None)).await?.1;
-            *seat = Some(lease);
-        }
-        if session.ended() {
-            drop(seat);
-            session.give_up(name).await;
-            return Err(Unavailable::Limit(format!("session {} has just ended", session.handle)));
-        }
-        let Some(lease) = &*seat else { return Err(Unavailable::Limit("it is gone".to_owned())) };
-        let (handle, fence) = (Arc::clone(lease.handle()), lease.fence());
-        drop(seat);
-        let snapshot = handle.serving(server.patience()).await?;
-        Ok(Own { handle, snapshot, fence })
-    }
-
     /// The instance for whoever `owner` says, which also gives the parameters of `initialize` for an instance of its
     /// own; a new one only while what the server needs serves. Where a reload puts another server in the place of this
     /// one meanwhile, it is that one's.
-    async fn acquire(
+    pub(crate) async fn acquire(
         &self,
         server: &Arc<Server>,
         caller: &Caller,
@@ -461,14 +458,21 @@ impl Supervisor {
         order::for_client(&self.core, server, &owners, server.patience()).await
     }
 
-    /// Ends a session by its secret.
+    /// Ends a session at once, whatever runs of it.
     pub async fn end_session(&self, session: &Session, reason: &str) -> bool {
-        let ended = self.sessions.end(&session.id).await;
+        let ended = self.sessions.end(&session.id, reason).await;
         if ended {
             let reason = reason.to_owned();
             self.core.events.record(&session.handle, Happening::SessionEnded { reason });
         }
         ended
+    }
+
+    /// Ends a session: at once where nothing of it runs. Else it takes no new calls from now on, and is over when those that
+    /// run are, or after `sessions.grace`. How it stands then.
+    pub async fn drain_session(&self, session: &Arc<Session>, reason: &str) -> SessionState {
+        let grace = self.config().sessions.grace;
+        self.sessions.drain(session, reason, grace, &self.core.events).await
     }
 
     /// Starts a server: a shared instance where its scope has one. Returns when it serves or will not soon.
@@ -523,6 +527,7 @@ impl Supervisor {
         table.all().iter().for_each(|server| server.refuse());
         let stopping = order::stop_all(table.all(), reason);
         let stopped = tokio::time::timeout(self.core.config().limits.shutdown, stopping).await.is_ok();
+        self.sessions.write_all(&self.core.ledger, &self.core.events).await;
         self.core.log_files.flush().await;
         stopped
     }
@@ -560,6 +565,16 @@ pub(crate) async fn until_started(handle: &InstanceHandle, before: Generation, p
         handle.until(over).await;
     };
     let _ = tokio::time::timeout(patience, started).await;
+}
+
+fn life(config: &Config) -> Life {
+    let ostler_config::Sessions { idle, stale, max_age, grace: _ } = config.sessions;
+    Life { idle, stale, max_age }
+}
+
+/// Whether a session that can get no instance of this server for itself uses the shared one.
+pub(crate) fn falls_back(server: &Server) -> bool {
+    server.spec.scope == Scope::Session && server.spec.fallback == Fallback::Shared
 }
 
 /// Ends an instance that was started for one session when the client is gone before it was ready.

@@ -40,8 +40,8 @@ pub(super) async fn alerts(client: &Client, json: bool) -> Result<(), Failure> {
 
 pub(super) async fn sessions(client: &Client, args: SessionsArgs) -> Result<(), Failure> {
     if let Some(SessionsCommand::Rm { id }) = args.command {
-        client.remove_session(&id).await?;
-        return print(format!("session {id} ended\n").as_bytes());
+        let draining = client.remove_session(&id).await?;
+        return print(render::removed_session(&id, draining.as_ref()).as_bytes());
     }
     if args.json {
         return print_json(&client.raw(&routes::SESSIONS, &[], "").await?);

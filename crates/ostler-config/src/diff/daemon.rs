@@ -10,7 +10,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
     let Config {
         gateway: old_gateway,
         limits: old_limits,
-        sessions: Sessions { idle },
+        sessions: Sessions { idle, stale, max_age, grace },
         ports: Ports { range, expand },
         metrics: Metrics { interval },
         alerts: old_alerts,
@@ -25,6 +25,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
     let mut compare = Compare::new("");
     let c = &mut compare;
     c.shown("sessions.idle", DaemonRestart, idle, &new.sessions.idle);
+    c.shown("sessions.stale", DaemonRestart, stale, &new.sessions.stale);
+    c.shown("sessions.max_age", DaemonRestart, max_age, &new.sessions.max_age);
+    c.shown("sessions.grace", DaemonRestart, grace, &new.sessions.grace);
     c.shown("ports.range", Live, range, &new.ports.range);
     c.shown("ports.expand", Live, expand, &new.ports.expand);
     c.shown("metrics.interval", Live, interval, &new.metrics.interval);
@@ -92,6 +95,7 @@ fn limits(old: &Limits, new: &Limits) -> Vec<KeyChange> {
     let Limits {
         sessions,
         session_calls,
+        session_instances,
         instance_calls,
         processes,
         per_type,
@@ -110,6 +114,7 @@ fn limits(old: &Limits, new: &Limits) -> Vec<KeyChange> {
     let c = &mut compare;
     c.shown("sessions", DaemonRestart, sessions, &new.sessions);
     c.shown("session_calls", DaemonRestart, session_calls, &new.session_calls);
+    c.shown("session_instances", Live, session_instances, &new.session_instances);
     c.shown("instance_calls", DaemonRestart, instance_calls, &new.instance_calls);
     c.shown("processes", Live, processes, &new.processes);
     c.shown("per_type", Live, per_type, &new.per_type);

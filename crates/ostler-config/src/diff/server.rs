@@ -38,6 +38,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
         log_files,
         log_file_bytes,
         tell_session,
+        fallback,
         pool: old_pool,
         replicas: old_replicas,
     } = old;
@@ -65,6 +66,7 @@ pub(super) fn changes(old: &ServerSpec, new: &ServerSpec) -> Vec<KeyChange> {
     c.shown("log_files", Replace, log_files, &new.log_files);
     c.shown("log_file_bytes", Replace, &Bytes(*log_file_bytes), &Bytes(new.log_file_bytes));
     c.shown("tell_session", Replace, tell_session, &new.tell_session);
+    c.shown("fallback", Live, fallback.as_str(), new.fallback.as_str());
     pool(c, old_pool.as_ref(), new.pool.as_ref());
     replicas(c, old_replicas.as_ref(), new.replicas.as_ref());
     compare.found

@@ -97,7 +97,14 @@ pub(crate) const LIMITS: Groups = &[&[
         "session_calls",
         Kind::Count { min: 1, max: 65_536 },
         "64",
-        "Calls of one session in flight at once.",
+        "Calls of one session in flight at once; tasks of it are counted apart, and as many at most.",
+    ),
+    key(
+        "session_instances",
+        Kind::Count { min: 1, max: 65_536 },
+        "10",
+        "Instances of one server that sessions have for themselves at once; a further one is refused with 503. A server \
+         with a `pool` is bounded by `pool.max` alone.",
     ),
     key(
         "instance_calls",
@@ -149,12 +156,32 @@ pub(crate) const LIMITS: Groups = &[&[
     ),
 ]];
 
-pub(crate) const SESSIONS: Groups = &[&[key(
-    "idle",
-    DURATION,
-    r#""10m""#,
-    "A session without a call, a stream or a message for this long is ended.",
-)]];
+pub(crate) const SESSIONS: Groups = &[&[
+    key(
+        "idle",
+        DURATION,
+        r#""10m""#,
+        "A session without a call, a stream or a message for this long is ended.",
+    ),
+    key(
+        "stale",
+        DURATION,
+        r#""30m""#,
+        "A session that has an instance for itself and asks for nothing for this long is ended, though its client listens.",
+    ),
+    key(
+        "max_age",
+        DURATION,
+        r#""24h""#,
+        "A session that has an instance for itself takes no new calls at this age, and is ended once nothing of it runs.",
+    ),
+    key(
+        "grace",
+        DURATION_OR_ZERO,
+        r#""30s""#,
+        "How long the calls and tasks of a session may go on when a person or a tool ends it; what runs then is cut.",
+    ),
+]];
 
 pub(crate) const PORTS: Groups = &[&[
     key("range", Kind::PortRange, r#""8001-9000""#, "The ports that are given to servers."),

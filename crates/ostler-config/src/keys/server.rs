@@ -127,6 +127,13 @@ const SHARED: &[Key] = &[
         "Whether each request names its session, as `_meta.\"io.ostler/session\"`, and its processes get the path of the \
          daemon's socket as `OSTLER_SOCKET`: for servers that ask Ostler for what the session has for itself.",
     ),
+    key(
+        "fallback",
+        Kind::Choice(FALLBACKS),
+        r#""refuse""#,
+        "With scope `session`: what a session gets when no instance of its own can be had, for a limit or because the pool \
+         is full.",
+    ),
     bare(
         "pool",
         Kind::Table(POOL),
@@ -303,6 +310,11 @@ const HEALTH: Groups = &[&[
     ),
     bare("port", Kind::Text, "One of its `ports` that the `tcp` or `http` probe asks on loopback, by name."),
 ]];
+
+const FALLBACKS: &[Choice] = &[
+    choice("refuse", "its call is refused"),
+    choice("shared", "the instance that such sessions of its principal share, until the session ends"),
+];
 
 const ON_RETURN: &[Choice] = &[
     choice("restart", "it is ended, and the next session has a new one"),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ostler_config::{Config, Gateway, load};
 use ostler_domain::{
-    Concurrency, HealthSpec, Heartbeat, PortRange, PortWish, Probe, ResourceLimits, RestartPolicy, Scope,
-    ServerSpec, StartMode, Transport, UpstreamAt,
+    Concurrency, Fallback, HealthSpec, Heartbeat, PortRange, PortWish, Probe, ResourceLimits, RestartPolicy,
+    Scope, ServerSpec, StartMode, Transport, UpstreamAt,
 };
 
 use crate::{env, json, only, toml, warnings};
@@ -34,7 +34,10 @@ fn nothing_said_is_every_documented_default() {
     assert_eq!(config.limits.session_calls, 64);
     assert_eq!(config.limits.instance_calls, 1024);
     assert_eq!(config.limits.processes, 15);
-    assert_eq!(config.sessions.idle, 600 * SECOND);
+    assert_eq!(config.limits.session_instances, 10);
+    let sessions = &config.sessions;
+    assert_eq!((sessions.idle, sessions.stale), (600 * SECOND, 1800 * SECOND));
+    assert_eq!((sessions.max_age, sessions.grace), (86_400 * SECOND, 30 * SECOND));
     check_default_sections(&config);
     assert!(config.servers.is_empty() && config.warnings.is_empty());
 }
@@ -80,6 +83,7 @@ max_connections = 5
 [limits]
 sessions = 1
 session_calls = 2
+session_instances = 8
 instance_calls = 3
 processes = 4
 per_type = 5
@@ -96,6 +100,9 @@ cleanup_tries = 7
 
 [sessions]
 idle = "1h30m"
+stale = "2h"
+max_age = "48h"
+grace = "0s"
 
 [ports]
 range = "10000-10009"
@@ -138,6 +145,7 @@ required = true
 scope = "session"
 start = "on-demand"
 concurrency = "serial"
+fallback = "shared"
 restart = { policy = "always", max = 0, window = "1m", backoff = { min = "1s", max = "2s", jitter = 1 } }
 stop = { grace = "20s", drain = "0s" }
 timeouts = { spawn = "1s", handshake = "2s", call_idle = "3s", call_max = "4s" }
@@ -209,7 +217,10 @@ fn every_key_is_read() {
     let limits = &config.limits;
     assert_eq!((limits.sessions, limits.session_calls), (1, 2));
     assert_eq!((limits.instance_calls, limits.processes), (3, 4));
-    assert_eq!(config.sessions.idle, 5400 * SECOND);
+    assert_eq!(limits.session_instances, 8);
+    let sessions = &config.sessions;
+    assert_eq!((sessions.idle, sessions.stale), (5400 * SECOND, 7200 * SECOND));
+    assert_eq!((sessions.max_age, sessions.grace), (172_800 * SECOND, Duration::ZERO));
     check_sections(&config);
     check_server(&config);
     check_lifecycle(&config);
@@ -356,7 +367,7 @@ fn check_server(config: &Config) {
     assert_eq!(server.launch.cwd.as_deref(), Some(Path::new("/etc")));
     assert!(server.required);
     assert_eq!((server.scope, server.start), (Scope::Session, StartMode::OnDemand));
-    assert_eq!(server.concurrency, Concurrency::Serial);
+    assert_eq!((server.concurrency, server.fallback), (Concurrency::Serial, Fallback::Shared));
     assert_eq!((server.restart.policy, server.restart.max), (RestartPolicy::Always, 0));
     assert_eq!(server.restart.window, 60 * SECOND);
     assert_eq!((server.restart.backoff_min, server.restart.backoff_max), (SECOND, 2 * SECOND));

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{Request, StatusCode};
 use ostler_api::{NewSession, OpenedSession, OwnInstanceView};
+use ostler_domain::session::SessionState;
 use ostler_supervisor::Session;
 use ostler_supervisor::session::NoSession;
 
@@ -36,7 +37,7 @@ pub(super) async fn one(State(gateway): App, Path(handle): Path<String>) -> Resu
 
 /// `POST /api/v1/sessions`.
 pub(super) async fn open(State(gateway): App, request: Request<Body>) -> Result<Response, Failure> {
-    let NewSession { key } = read(&gateway, request.into_body()).await?;
+    let NewSession { key, isolated } = read(&gateway, request.into_body()).await?;
     let caller = &gateway.local;
     let (session, key) = match key {
         Some(key) => {
@@ -45,10 +46,22 @@ pub(super) async fn open(State(gateway): App, request: Request<Body>) -> Result<
                 error,
                 hint: None,
             })?;
-            (gateway.supervisor.session(caller, &key).map_err(refused)?, key)
+            let isolation = isolated.unwrap_or(true);
+            (gateway.supervisor.session_as(caller, &key, isolation).map_err(refused)?, key)
         }
-        None => gateway.supervisor.session_with_handle(caller).map_err(refused)?,
+        None => {
+            let isolation = isolated.unwrap_or(true);
+            gateway.supervisor.session_with_handle_as(caller, isolation).map_err(refused)?
+        }
     };
+    if let Some(isolated) = isolated.filter(|isolated| *isolated != session.isolated) {
+        let error = format!(
+            "session {} was opened with `isolated` as {}, and stays so until it ends",
+            session.handle, !isolated
+        );
+        let hint = Some(format!("`ostler sessions rm {}` ends it; or choose another key", session.handle));
+        return Err(Failure { status: StatusCode::CONFLICT, error, hint });
+    }
     Ok(Json(OpenedSession { id: session.handle.to_string(), key }).into_response())
 }
 
@@ -61,9 +74,14 @@ fn refused(why: NoSession) -> Failure {
 }
 
 /// `DELETE /api/v1/sessions/{id}`.
-pub(super) async fn end(State(gateway): App, Path(handle): Path<String>) -> Result<StatusCode, Failure> {
-    gateway.supervisor.end_session(&*find(&gateway, &handle)?, "a person ended it").await;
-    Ok(StatusCode::NO_CONTENT)
+pub(super) async fn end(State(gateway): App, Path(handle): Path<String>) -> Result<Response, Failure> {
+    let session = find(&gateway, &handle)?;
+    Ok(match gateway.supervisor.drain_session(&session, "a person ended it").await {
+        SessionState::Active | SessionState::Draining => {
+            (StatusCode::ACCEPTED, Json(views::draining(&session))).into_response()
+        }
+        SessionState::Ended => StatusCode::NO_CONTENT.into_response(),
+    })
 }
 
 /// `POST /api/v1/sessions/{id}/instances/{name}`.
@@ -74,6 +92,13 @@ pub(super) async fn instance(
     let (session, server) = (find(&gateway, &handle)?, find_server(&gateway, &name)?);
     // It is not silent while somebody waits on its behalf.
     let _busy = session.busy();
+    if !session.is_active() {
+        return Err(Failure {
+            status: StatusCode::CONFLICT,
+            error: format!("session {handle} is ending, and gets no instances any more"),
+            hint: None,
+        });
+    }
     let own = gateway.supervisor.own_instance(&session, &server, &gateway.local).await;
     let own = own.map_err(|why| Failure {
         status: StatusCode::SERVICE_UNAVAILABLE,

@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use ostler_api::types::{KIND_PROCESS, KIND_SERVER};
 use ostler_api::{
-    AlertView, AuditView, CleanupView, EndView, EventView, FindingView, InstanceView, LogLine, PoolView,
-    ProcessLimits, ProcessView, RestartWhen, ServerView, SessionView,
+    AlertView, AuditView, CleanupView, DrainingView, EndView, EventView, FindingView, HeldView, InstanceView,
+    LogLine, PoolView, ProcessLimits, ProcessView, RestartWhen, ServerView, SessionView,
 };
 use ostler_domain::alert::Alert;
 use ostler_domain::text::without_secrets;
-use ostler_domain::{Exit, RestartPolicy, Scope, Upstream, UpstreamAt};
+use ostler_domain::{Exit, RestartPolicy, Scope, ServerName, Upstream, UpstreamAt};
 use ostler_os::Rungs;
 use ostler_supervisor::audit::{Audit, Finding};
 use ostler_supervisor::cleanup::{Job, Progress};
 use ostler_supervisor::clock::{now, now_ms};
 use ostler_supervisor::events::Entry;
-use ostler_supervisor::{Ended, InstanceHandle, Reading, Server, Session, log};
+use ostler_supervisor::{Ended, InstanceHandle, Owner, Reading, Server, Session, log};
 
 use super::usage;
 use crate::Gateway;
@@ -236,10 +236,40 @@ pub(super) fn session(session: &Session) -> SessionView {
         server: session.server().map(ToString::to_string),
         client: session.client.clone(),
         principal: session.principal.to_string(),
-        instances: session.instances().iter().map(|(_, handle)| handle.id.to_string()).collect(),
-        age_ms: now_ms().saturating_sub(session.created_ms),
+        state: session.state().as_str().to_owned(),
+        isolated: session.isolated,
+        instances: session.instances().iter().map(|(server, handle)| held(server, handle)).collect(),
+        shares: session.shares().iter().map(ToString::to_string).collect(),
+        age_ms: session.age_ms(),
         idle_ms: session.idle_ms(),
         calls: session.calls(),
+        calls_begun: session.calls_begun(),
+        tasks: session.tasks(),
+        restarts: session.restarts,
+    }
+}
+
+fn held(server: &ServerName, handle: &InstanceHandle) -> HeldView {
+    let snapshot = handle.snapshot();
+    HeldView {
+        id: handle.id.to_string(),
+        server: server.to_string(),
+        own: matches!(*handle.owner(), Owner::Session(_)),
+        state: snapshot.state.as_str().to_owned(),
+        generation: snapshot.generation.0,
+        pid: snapshot.pid,
+        ports: BTreeMap::clone(&snapshot.ports),
+    }
+}
+
+/// A session that is to end, and of which something runs.
+pub(super) fn draining(session: &Session) -> DrainingView {
+    DrainingView {
+        id: session.handle.to_string(),
+        state: session.state().as_str().to_owned(),
+        calls: session.calls(),
+        tasks: session.tasks(),
+        cut_in_ms: session.cut_in_ms(),
     }
 }
 

@@ -11,7 +11,7 @@ use ostler_mcp::mux::{CallKind, Request};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::Connection;
 use ostler_supervisor::connection::{CallSink, First, SendError, special};
-use ostler_supervisor::session::{Busy, Session};
+use ostler_supervisor::session::{Busy, CallRefused, Session};
 use ostler_supervisor::stream::ReplayStream;
 use tokio::sync::oneshot;
 
@@ -121,11 +121,31 @@ fn why_ended(context: &Context<'_>, id: &[u8]) -> String {
 pub(super) fn begin_call(context: &Context<'_>, session: &Arc<Session>) -> Result<Busy, Refusal> {
     let supervisor = &context.gateway.supervisor;
     let limit = supervisor.config().limits.session_calls;
-    session.begin_call(limit).ok_or_else(|| {
-        supervisor.events().count("limits.session_calls");
-        let message = format!("{limit} calls of this session run already (limits.session_calls)");
-        Refusal { status: StatusCode::TOO_MANY_REQUESTS, ..Refusal::limit(message) }
-    })
+    session.begin_call(limit).map_err(|why| call_refused(context, session, &why))
+}
+
+fn call_refused(context: &Context<'_>, session: &Session, why: &CallRefused) -> Refusal {
+    let events = context.gateway.supervisor.events();
+    match why {
+        CallRefused::Calls(_) | CallRefused::Tasks(_) => {
+            events.count("limits.session_calls");
+            Refusal { status: StatusCode::TOO_MANY_REQUESTS, ..Refusal::limit(why.to_string()) }
+        }
+        // Its client is to begin anew, as when it has ended.
+        CallRefused::Draining(_) if session.server().is_some() || session.has_handle() => {
+            events.count("calls of draining sessions");
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                rpc::INVALID_REQUEST,
+                format!("no such session any more: {why}"),
+            )
+        }
+        // Another of the same name takes its place when it has ended.
+        CallRefused::Draining(_) => {
+            events.count("calls of draining sessions");
+            Refusal { retry_after: Some(1), ..Refusal::limit(why.to_string()) }
+        }
+    }
 }
 
 async fn call(
@@ -207,7 +227,7 @@ fn respond(
         keepalive: settings.keepalive,
     };
     let (sender, receiver) = sse::channel();
-    tokio::spawn(sse::pump(Arc::clone(session), reader, manner, sender, session.busy()));
+    tokio::spawn(sse::pump(Arc::clone(session), reader, manner, sender, session.listen()));
     events(receiver)
 }
 

@@ -12,7 +12,7 @@ use ostler_mcp::mux::{Answer, CallKind, Request, Ticket};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::connection::{CallSink, CallStream, First, SendError};
 use ostler_supervisor::session::{Busy, NoSession};
-use ostler_supervisor::{Connection, InstanceHandle, Lease, Session};
+use ostler_supervisor::{Connection, InstanceHandle, Lease, ServedBy, Session};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Context, header, legacy, sse};
@@ -104,8 +104,10 @@ async fn serve(context: &Context<'_>) -> Result<Served, Refusal> {
     if !is_own {
         return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?, Some(busy)));
     }
-    let own = gateway.supervisor.own_instance(&session, server, caller).await?;
-    Ok(Served::Own(own.handle, busy))
+    Ok(match gateway.supervisor.instance_for(&session, server, caller).await? {
+        ServedBy::Own(own) => Served::Own(own.handle, busy),
+        ServedBy::Shared(lease) => Served::Shared(lease, Some(busy)),
+    })
 }
 
 /// What can be said of a request before it has a server ("Request Metadata", "Versioning").

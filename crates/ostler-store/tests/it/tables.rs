@@ -1,7 +1,9 @@
 //! What is written is read back, and the limits hold.
 
 use ostler_domain::Traits;
-use ostler_store::{ProcessKey, StoreError, TEXT_MAX, TRAITS_MAX, TREES_MAX, TreeRecord};
+use ostler_store::{
+    ProcessKey, SessionChange, SessionRecord, StoreError, TEXT_MAX, TRAITS_MAX, TREES_MAX, TreeRecord,
+};
 use proptest::prelude::*;
 
 use crate::{dir, open, raw, tree};
@@ -173,4 +175,42 @@ proptest! {
         store.trees_insert(&record).expect("inserts");
         prop_assert_eq!(store.trees_all().expect("reads"), [record]);
     }
+}
+
+fn session(number: u64) -> SessionRecord {
+    SessionRecord {
+        number,
+        id: format!("#{number}"),
+        principal: "local".to_owned(),
+        name: Some("one".to_owned()),
+        isolated: true,
+        owned: false,
+        restarts: 0,
+        created_unix_ms: 1_790_000_000_000,
+        heard_unix_ms: u64::MAX,
+    }
+}
+
+#[test]
+fn sessions_are_written_together_changed_and_struck_out() {
+    let dir = dir();
+    let mut store = open(dir.path());
+    let put = |number| SessionChange::Put(session(number));
+    assert_eq!(store.sessions_write(&[put(2), put(1), put(3)]).expect("writes"), 0);
+    let later = SessionRecord { owned: true, restarts: 2, heard_unix_ms: 5, ..session(2) };
+    let changes = [SessionChange::Put(later.clone()), SessionChange::Remove(3), SessionChange::Remove(9)];
+    assert_eq!(store.sessions_write(&changes).expect("writes"), 0);
+    drop(store);
+    assert_eq!(open(dir.path()).sessions_all().expect("reads"), [session(1), later]);
+}
+
+/// One that does not fit keeps nobody else out.
+#[test]
+fn a_session_that_is_too_long_is_left_out_and_counted() {
+    let dir = dir();
+    let mut store = open(dir.path());
+    let long = SessionRecord { principal: "x".repeat(TEXT_MAX + 1), ..session(1) };
+    let changes = [SessionChange::Put(long), SessionChange::Put(session(2))];
+    assert_eq!(store.sessions_write(&changes).expect("writes"), 1);
+    assert_eq!(store.sessions_all().expect("reads"), [session(2)]);
 }

@@ -111,6 +111,11 @@ impl InstanceHandle {
         self.holds.is_retired()
     }
 
+    /// How many hold it.
+    pub(crate) fn holders(&self) -> usize {
+        self.holds.count()
+    }
+
     pub(super) fn wait_for_it(&self) -> Option<Waiting<'_>> {
         self.holds.take().then_some(Waiting(self))
     }

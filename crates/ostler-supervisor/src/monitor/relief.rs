@@ -93,7 +93,7 @@ async fn perform(core: &Core, sessions: Option<&Sessions>, action: &Action, why:
 
 async fn end_sessions(core: &Core, sessions: &Sessions, handle: &InstanceHandle, reason: &str) {
     for session in sessions.all() {
-        if session.holds(handle) && sessions.end(&session.id).await {
+        if session.holds(handle) && sessions.end(&session.id, reason).await {
             let reason = reason.to_owned();
             core.events.record(&session.handle, Happening::SessionEnded { reason });
         }

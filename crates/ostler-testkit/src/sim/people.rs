@@ -225,7 +225,7 @@ impl Somebody {
             if self.done() || session.ended() {
                 return;
             }
-            let Some(_busy) = session.begin_call(self.supervisor.config().limits.session_calls) else {
+            let Ok(_busy) = session.begin_call(self.supervisor.config().limits.session_calls) else {
                 return;
             };
             let connecting = session.connection(server.patience());

@@ -1,7 +1,7 @@
 //! The ledger of a simulated world: slow, and sometimes without room.
 
 use ostler_domain::Traits;
-use ostler_store::{ProcessKey, StoreError, TreeRecord};
+use ostler_store::{ProcessKey, SessionChange, SessionRecord, StoreError, TreeRecord};
 use ostler_supervisor::ledger::{Job, Records};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
@@ -106,5 +106,14 @@ impl Records for Memory {
         self.room("remembering a server")?;
         self.traits.insert(identity.to_owned(), traits);
         Ok(0)
+    }
+
+    /// A simulated daemon does not start again.
+    fn sessions_write(&mut self, _changes: &[SessionChange]) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
+    fn sessions_all(&mut self) -> Result<Vec<SessionRecord>, StoreError> {
+        Ok(Vec::new())
     }
 }

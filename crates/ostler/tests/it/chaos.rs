@@ -98,7 +98,7 @@ fn config(dir: &Path, version: u64) -> String {
     };
     let idle = 2000 + version % 7;
     let mut text = format!(
-        "[limits]\nprocesses = 60\nper_type = 20\nshutdown = \"20s\"\n[sessions]\nidle = \"4s\"\n\
+        "[limits]\nprocesses = 60\nsession_instances = 60\nper_type = 20\nshutdown = \"20s\"\n[sessions]\nidle = \"4s\"\n\
          [defaults]\nidle = \"{idle}ms\"\ninherit_env = [\"{MARK_VARIABLE}\"]\nstop = {{ grace = \"1s\", drain = \"1s\" }}\n\
          timeouts = {{ handshake = \"5s\", call_idle = \"3s\", call_max = \"6s\" }}\n\
          restart = {{ max = 1000, window = \"1s\", backoff = {{ min = \"20ms\", max = \"300ms\" }} }}\n\

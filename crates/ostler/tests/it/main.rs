@@ -22,6 +22,7 @@ mod ports;
 mod pressure;
 mod reload;
 mod replicas;
+mod session_life;
 mod sessions;
 mod support;
 mod tls;
