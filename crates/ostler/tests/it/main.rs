@@ -20,6 +20,7 @@ mod pool;
 mod ports;
 mod pressure;
 mod reload;
+mod session_tools;
 mod sessions;
 mod support;
 mod tls;
