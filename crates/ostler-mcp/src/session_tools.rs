@@ -21,9 +21,8 @@ pub const CREATE: &str = "create_session";
 /// The tool that ends one.
 pub const CLEAN_UP: &str = "cleanup_session";
 
-/// Most tools of one page that sessions are shown in, and most of a server of which it is remembered that they have an
-/// argument of these names themselves. A longer page is passed on as it is; of a server with more, no `session_id` is
-/// Ostler's.
+/// Most tools of one page that is read, and most of a server of which it is remembered that they have an argument of these
+/// names themselves. A longer page is passed on as it is; of a server with more, no `session_id` is Ostler's, nor any tool.
 pub const MAX_TOOLS: usize = 10_000;
 
 /// Which of the two arguments a tool has itself.
@@ -39,8 +38,8 @@ pub(crate) struct OwnArguments {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct OwnNames {
     known: bool,
-    /// There were more than [`MAX_TOOLS`].
-    full: bool,
+    /// There are tools of which nothing is known: more than [`MAX_TOOLS`], or in a page that could not be read.
+    has_more: bool,
     /// Tools with arguments of these names of their own.
     arguments: BTreeMap<Box<str>, OwnArguments>,
     /// Which of the two tools it has itself.
@@ -59,20 +58,26 @@ impl OwnNames {
         }
     }
 
+    /// A page could not be read: any of its tools may have any of these names.
+    pub fn miss_page(&mut self) {
+        self.known = true;
+        self.has_more = true;
+    }
+
     fn remember(&mut self, tool: &str, own: OwnArguments) {
         if own == OwnArguments::default() {
             self.arguments.remove(tool);
         } else if self.arguments.len() < MAX_TOOLS || self.arguments.contains_key(tool) {
             self.arguments.insert(tool.into(), own);
         } else {
-            self.full = true;
+            self.has_more = true;
         }
     }
 
     /// Takes over what was heard in another listing, of which something may be missing.
     pub fn add(&mut self, heard: &Self) {
         self.known = true;
-        self.full |= heard.full;
+        self.has_more |= heard.has_more;
         self.tools.extend(heard.tools.iter().cloned());
         for (tool, own) in &heard.arguments {
             self.remember(tool, *own);
@@ -84,20 +89,20 @@ impl OwnNames {
         self.known
     }
 
-    /// Whether it has more tools with arguments of these names than are remembered.
-    pub fn is_full(&self) -> bool {
-        self.full
+    /// Whether it has tools of which nothing is known.
+    pub fn has_more(&self) -> bool {
+        self.has_more
     }
 
     /// Whether a tool is Ostler's: one of the two, which the server does not have itself.
     pub fn is_ostlers(&self, tool: &str) -> bool {
-        (tool == CREATE || tool == CLEAN_UP) && !self.tools.contains(tool)
+        (tool == CREATE || tool == CLEAN_UP) && !self.has_more && !self.tools.contains(tool)
     }
 
     /// The arguments of this tool that name a session; the one that is shown first.
     fn arguments_of(&self, tool: &str) -> impl Iterator<Item = &'static str> + use<> {
         let own = self.arguments.get(tool).copied().unwrap_or_default();
-        let free = [(ARGUMENT, own.argument || self.full), (OTHER_ARGUMENT, own.other)];
+        let free = [(ARGUMENT, own.argument || self.has_more), (OTHER_ARGUMENT, own.other)];
         free.into_iter().filter(|(_, is_own)| !is_own).map(|(name, _)| name)
     }
 }

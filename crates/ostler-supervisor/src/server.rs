@@ -424,11 +424,14 @@ impl Server {
         self.common.own_names.load_full()
     }
 
-    /// It listed some of its tools.
-    pub fn listed_tools(&self, page: &Page<'_>) {
+    /// It listed some of its tools; `None` where the page cannot be read.
+    pub fn listed_tools(&self, page: Option<&Page<'_>>) {
         self.common.own_names.rcu(|known| {
             let mut known = OwnNames::clone(known);
-            known.learn(page);
+            match page {
+                Some(page) => known.learn(page),
+                None => known.miss_page(),
+            }
             known
         });
     }

@@ -13,10 +13,10 @@ use http::StatusCode;
 use ostler_domain::Scope;
 use ostler_mcp::mux::Answer;
 use ostler_mcp::session_tools::answer as answers;
-use ostler_mcp::session_tools::argument::{Taken, take};
+use ostler_mcp::session_tools::argument::{NoName, Taken, take};
 use ostler_mcp::session_tools::list::Page;
 use ostler_mcp::session_tools::{ARGUMENT, CREATE, OwnNames};
-use ostler_mcp::{Envelope, EnvelopeError, Kind, Message, SHARE_FROM, rpc};
+use ostler_mcp::{Envelope, Kind, Message, SHARE_FROM, rpc};
 use ostler_supervisor::session::{NoSession, is_handle};
 use ostler_supervisor::{Budget, Connection, Server, Session, Supervisor};
 use serde::Deserialize;
@@ -24,8 +24,8 @@ use serde::Deserialize;
 use super::{Context, Edit, check_key};
 use crate::reply::{Refusal, Reply, json};
 
-/// Under which a page of `tools/list` is counted that is passed on without sessions (`session_tools::MAX_TOOLS`).
-const NOT_SHOWN: &str = "session_tools.tools";
+/// Under which a list of tools is counted that is too long to know what names they have (`session_tools::MAX_TOOLS`).
+const TOO_MANY: &str = "session_tools.tools";
 
 /// What a request says of its session.
 pub(super) enum Found {
@@ -53,8 +53,9 @@ pub(super) async fn find(context: &Context<'_>, body: &Bytes, envelope: &Envelop
     };
     let mut own = context.server.own_names();
     let mut made = None;
-    if !own.is_known() && may_be_ours(context, tool, take(body, envelope, &own).as_ref()) {
-        made = ask(context).await?;
+    if !own.is_known() {
+        let taken = take(body, envelope, &own);
+        made = ask(context, where_to_ask(context, tool, taken.as_ref())).await?;
         own = context.server.own_names();
     }
     if own.is_ostlers(tool) {
@@ -102,16 +103,36 @@ fn refuse(why: NoSession) -> Refusal {
     }
 }
 
-/// Whether it has to be known which names the server has itself, as a call uses one that may be Ostler's. A handle, and the
-/// name of a session that exists, are certainly meant for Ostler.
-fn may_be_ours(context: &Context<'_>, tool: &str, taken: Result<&Option<Taken>, &EnvelopeError>) -> bool {
+/// Where a server is asked which names it has itself, as a call uses one that may be Ostler's.
+enum Ask<'c> {
+    /// It need not be.
+    Nowhere,
+    /// In the session of this key: the call is of that one in any case.
+    In(&'c str),
+    /// In a session made for it.
+    Apart,
+}
+
+fn where_to_ask<'c>(
+    context: &'c Context<'_>,
+    tool: &str,
+    taken: Result<&'c Option<Taken>, &NoName>,
+) -> Ask<'c> {
     let sessions = context.gateway.supervisor.sessions();
-    let is_certain = |key: &str| is_handle(key) || sessions.find(&context.caller.principal, key).is_some();
+    let is_ours = OwnNames::default().is_ostlers(tool);
     match taken {
-        _ if OwnNames::default().is_ostlers(tool) => true,
-        Ok(Some(Taken { key: Some(key), .. })) => !is_certain(key),
-        Ok(None) => false,
-        Ok(Some(_)) | Err(_) => true,
+        Ok(None) if !is_ours => Ask::Nowhere,
+        _ if context.key.is_some() => Ask::In(shown(context)),
+        _ if is_ours => Ask::Apart,
+        Ok(Some(Taken { key: Some(key), .. })) if check_key(key).is_ok() => {
+            match sessions.find(&context.caller.principal, key) {
+                Some(_) => Ask::In(key),
+                // Nobody but Ostler makes such a key, and to start something for one that is refused is no use.
+                None if is_handle(key) => Ask::Nowhere,
+                None => Ask::Apart,
+            }
+        }
+        _ => Ask::In(shown(context)),
     }
 }
 
@@ -139,18 +160,19 @@ impl Drop for Made {
     }
 }
 
-/// Has the server asked what tools it has, which nobody did since the daemon began: each new process is. It is that of the
-/// session that the request shows, or of one made for this, which is given back.
-async fn ask(context: &Context<'_>) -> Result<Option<Made>, Refusal> {
+/// Has the server asked what tools it has, which nobody did since the daemon began: each new process is. Gives the session
+/// that was made for it.
+async fn ask(context: &Context<'_>, place: Ask<'_>) -> Result<Option<Made>, Refusal> {
     let Context { gateway, server, caller, .. } = context;
     let supervisor = &gateway.supervisor;
-    let (session, made) = if context.key.is_some() {
-        (open(context, shown(context)).map_err(refuse)?, None)
-    } else {
-        let (session, key) = supervisor.session_with_handle(caller).map_err(refuse)?;
-        let supervisor = Arc::clone(supervisor);
-        let made = Made { supervisor, session: Arc::clone(&session), key: Some(key) };
-        (session, Some(made))
+    let (session, made) = match place {
+        Ask::Nowhere => return Ok(None),
+        Ask::In(key) => (open(context, key).map_err(refuse)?, None),
+        Ask::Apart => {
+            let (session, key) = supervisor.session_with_handle(caller).map_err(refuse)?;
+            let supervisor = Arc::clone(supervisor);
+            (Arc::clone(&session), Some(Made { supervisor, session, key: Some(key) }))
+        }
     };
     let _busy = session.busy();
     supervisor.own_instance(&session, server, caller).await?;
@@ -222,16 +244,14 @@ impl Listing {
             };
         };
         connection.learn_tools(&whole);
-        let Some(page) = Page::read(&whole) else {
-            self.supervisor.events().count(NOT_SHOWN);
-            return Answer { kind: answer.kind, message: Message::from(whole) };
-        };
-        self.server.listed_tools(&page);
+        let page = Page::read(&whole);
+        self.server.listed_tools(page.as_ref());
         let own = self.server.own_names();
-        if own.is_full() {
-            self.supervisor.events().count(NOT_SHOWN);
+        if own.has_more() {
+            self.supervisor.events().count(TOO_MANY);
         }
-        Answer { kind: answer.kind, message: page.show(&whole, &own) }
+        let message = page.map_or_else(|| Message::from(whole.clone()), |page| page.show(&whole, &own));
+        Answer { kind: answer.kind, message }
     }
 }
 

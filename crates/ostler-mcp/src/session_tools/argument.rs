@@ -4,7 +4,7 @@ use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::OwnNames;
-use crate::envelope::{Envelope, EnvelopeError, Span};
+use crate::envelope::{Envelope, Span};
 
 /// A session that a call names in its arguments.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,11 +15,16 @@ pub struct Taken {
     pub edit: Span,
 }
 
+/// The arguments of a call name no session as they should; the text says how.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoName(String);
+
 /// The session that a call of a tool names. `envelope` was read from `body`.
 ///
 /// # Errors
-/// [`EnvelopeError::Invalid`] where it is named twice, or by something that is no text.
-pub fn take(body: &[u8], envelope: &Envelope, own: &OwnNames) -> Result<Option<Taken>, EnvelopeError> {
+/// [`NoName`] where it is named twice, or by something that is no text.
+pub fn take(body: &[u8], envelope: &Envelope, own: &OwnNames) -> Result<Option<Taken>, NoName> {
     let inner = &envelope.inner;
     let (Some(tool), Some(arguments)) = (inner.name.as_deref(), inner.arguments.clone()) else {
         return Ok(None);
@@ -38,12 +43,12 @@ pub fn take(body: &[u8], envelope: &Envelope, own: &OwnNames) -> Result<Option<T
             } else {
                 format!("the session is named twice, by `{one}` and by `{other}`")
             };
-            return Err(EnvelopeError::Invalid(why));
+            return Err(NoName(why));
         }
     };
     let at = |span: &Span| span.start + arguments.start..span.end + arguments.start;
     let key: Option<String> = serde_json::from_slice(&body[at(&member.value)])
-        .map_err(|_| EnvelopeError::Invalid(format!("the argument `{name}` must be a string")))?;
+        .map_err(|_| NoName(format!("the argument `{name}` must be a string")))?;
     Ok(Some(Taken { key, edit: at(&member.whole) }))
 }
 
@@ -56,8 +61,8 @@ struct Member {
 }
 
 /// The members of these names of the object that `text` is, with their names.
-fn members<'n>(text: &[u8], names: &[&'n str]) -> Result<Vec<(&'n str, Member)>, EnvelopeError> {
-    let invalid = |error: serde_json::Error| EnvelopeError::Invalid(format!("in `arguments`: {error}"));
+fn members<'n>(text: &[u8], names: &[&'n str]) -> Result<Vec<(&'n str, Member)>, NoName> {
+    let invalid = |error: serde_json::Error| NoName(format!("in `arguments`: {error}"));
     let mut found = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(text);
     reader.deserialize_map(Find { names, found: &mut found, text }).map_err(invalid)?;

@@ -354,6 +354,11 @@ mod tests {
             let answer = json!({"result": {"tools": tools}}).to_string();
             own.learn(&Page::read(answer.as_bytes()).expect("a page"));
         }
-        assert!(own.is_full() && own.arguments_of("unheard of").eq([OTHER_ARGUMENT]));
+        let mut missed = OwnNames::default();
+        missed.miss_page();
+        for own in [own, missed] {
+            assert!(own.has_more() && own.arguments_of("unheard of").eq([OTHER_ARGUMENT]));
+            assert!(!own.is_ostlers(CREATE), "it may be the server's");
+        }
     }
 }

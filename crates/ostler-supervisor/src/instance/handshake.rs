@@ -146,7 +146,6 @@ async fn modern(connection: &Connection) -> Result<Opened, Failed> {
 /// that names a session told from one of the server's.
 async fn learn_tools(connection: &Connection) -> Result<Heard, Failed> {
     let mut heard = Heard::default();
-    let mut whole = true;
     let mut params = String::new();
     for _ in 0..MAX_PAGES {
         let answer = connection.ask(|ticket| version::modern_request(ticket, "tools/list", &params)).await?;
@@ -155,13 +154,13 @@ async fn learn_tools(connection: &Connection) -> Result<Heard, Failed> {
         }
         let listed = answer.message.to_bytes();
         let page = Page::read(&listed);
-        whole &= page.is_some();
-        if let Some(page) = &page {
-            heard.names.learn(page);
+        match &page {
+            Some(page) => heard.names.learn(page),
+            None => heard.names.miss_page(),
         }
         match connection.learn_tools(&listed) {
             Some(cursor) => params = format!("\"cursor\":{},", serde_json::Value::from(cursor)),
-            None => return Ok(Heard { whole, ..heard }),
+            None => return Ok(Heard { whole: true, ..heard }),
         }
     }
     Ok(heard)

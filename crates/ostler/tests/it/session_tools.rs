@@ -6,7 +6,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::client::{Http, JSON, MODERN, Reply, modern, post_modern, request, text, tool_call, with_token};
-use crate::support::{Daemon, wait_until};
+use crate::support::{Daemon, PATIENCE, wait_until};
 
 fn daemon(words: &str) -> Daemon {
     let fake = ostler_testkit::fake::path();
@@ -105,9 +105,20 @@ async fn the_server_never_sees_the_argument_and_all_else_stays() {
     let tokens: Vec<&Value> = said.iter().map(|one| &one["params"]["progressToken"]).collect();
     assert_eq!(tokens, [&json!("token"), &json!("token"), &Value::Null], "{said:?}");
     assert_eq!((&said[2]["id"], text(&said[2])), (&json!("id"), "mine"));
+    // Who hangs up cancels the call, in its session.
+    let arguments = json!({"ms": 100_000, "session_id": handle, "tag": "given up"});
+    let sleep = with_token(modern(tool_call(1, "sleep", &arguments)), &json!(1));
+    let mut reply = post_modern(&http, "fake", &sleep).await;
+    assert_eq!(reply.next().await.expect("progress")["params"]["progressToken"], 1);
+    drop(reply);
+    let here = json!({"session_id": handle});
+    let cancelled = async {
+        while state(&self::call(&http, "state", &here).await)["cancelled"] != json!(["given up"]) {}
+    };
+    tokio::time::timeout(PATIENCE, cancelled).await.expect("the server is told");
     // It is told of the session nevertheless.
     let told = |answer: &Value| state(answer)["io.ostler/session"].as_str().expect("a session").to_owned();
-    let by_handle = told(&self::call(&http, "meta", &json!({"session_id": handle})).await);
+    let by_handle = told(&self::call(&http, "meta", &here).await);
     assert_ne!(by_handle, told(&self::call(&http, "meta", &json!({})).await));
     // A process for the name, the handle, and who shows neither.
     wait_until("what served to learn the tools is gone", || daemon.ps().len() == 3);
@@ -134,7 +145,7 @@ async fn a_handle_that_ended_says_so_to_the_model() {
     let never = call(&http, "state", &json!({"session_id": format!("ses_{:032x}", 7)})).await;
     assert!(failed(&never).contains("never made") && failed(&never).contains("create_session"), "{never}");
     for (tool, arguments, why) in [
-        ("state", json!({"session_id": 7}), "must be a string"),
+        ("state", json!({"session_id": 7}), "the argument `session_id` must be a string"),
         ("state", json!({"session_id": "a b"}), "1 to 128 visible ASCII characters"),
         ("state", json!({"session_id": "a", "ostler_session": "a"}), "named twice"),
         ("cleanup_session", json!({}), "is missing"),
