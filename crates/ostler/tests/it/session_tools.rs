@@ -9,9 +9,13 @@ use crate::client::{Http, JSON, MODERN, Reply, modern, post_modern, request, tex
 use crate::support::{Daemon, PATIENCE, wait_until};
 
 fn daemon(words: &str) -> Daemon {
+    daemon_with(words, "")
+}
+
+fn daemon_with(words: &str, more: &str) -> Daemon {
     let fake = ostler_testkit::fake::path();
     let config = format!(
-        "[servers.fake]\ncommand = \"{}\"\nargs = [\"modern\", {words}]\nscope = \"session\"\ntell_session = true\n",
+        "[servers.fake]\ncommand = \"{}\"\nargs = [\"modern\", {words}]\nscope = \"session\"\ntell_session = true\n{more}",
         fake.display()
     );
     Daemon::start(&config, &[])
@@ -157,6 +161,18 @@ async fn a_handle_that_ended_says_so_to_the_model() {
     assert_eq!(daemon.status()["sessions"], 0, "nothing was opened by being asked for");
     let by_header = call_with(&http, "/mcp/fake", ("ostler-session", &handle), &json!({})).await;
     assert_eq!(by_header.status, 404);
+}
+
+#[tokio::test]
+async fn a_session_too_many_is_refused_in_words() {
+    let daemon = daemon_with("", "[limits]\nsessions = 1\n");
+    let http = Http::new(daemon.address());
+    let handle = create(&http).await;
+    let why = call(&http, "create_session", &json!({})).await;
+    assert!(failed(&why).starts_with("1 sessions exist already (limits.sessions)"), "{why}");
+    let by_name = modern(tool_call(1, "state", &json!({"session_id": "another"})));
+    assert_eq!(post_modern(&http, "fake", &by_name).await.status, 503);
+    state(&call(&http, "state", &json!({"session_id": handle})).await);
 }
 
 /// The path, the header, the argument, the cookie, none.
