@@ -11,17 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::watch;
+use arc_swap::ArcSwap;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::State;
 use ostler_domain::pool::Figures;
 use ostler_domain::{Era, InstanceId, ServerName, ServerSpec, Traits};
+use ostler_mcp::session_tools::OwnNames;
+use ostler_mcp::session_tools::list::Page;
 use ostler_mcp::version;
 
 use crate::admission::{Counted, Place};
 use crate::core::Core;
 use crate::identity::identity;
 use crate::instance::driver::{Creation, Driver, Inbox};
-use crate::instance::handshake::Need;
+use crate::instance::handshake::{Heard, Need};
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::ledger::LedgerError;
 use crate::pool::Pool;
@@ -42,6 +45,8 @@ struct Common {
     name: ServerName,
     identity: String,
     traits: Mutex<Traits>,
+    /// What of the names that Ostler gives to arguments and tools its own tools have.
+    own_names: ArcSwap<OwnNames>,
     instances: Mutex<Vec<Arc<InstanceHandle>>>,
     /// The number of the latest instance by its name, also of servers before it: ids are never used twice.
     latest_number: Arc<AtomicU32>,
@@ -183,6 +188,7 @@ impl Server {
             name: spec.name.clone(),
             identity: identity(&spec),
             traits: Mutex::new(traits),
+            own_names: ArcSwap::default(),
             instances: Mutex::default(),
             latest_number,
             stopped: AtomicBool::new(false),
@@ -437,6 +443,32 @@ impl Server {
     /// What was learnt by running it.
     pub fn traits(&self) -> Traits {
         *self.common.traits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What of the names that Ostler gives to arguments and tools its own tools have, as it last said.
+    pub fn own_names(&self) -> Arc<OwnNames> {
+        self.common.own_names.load_full()
+    }
+
+    /// It listed some of its tools; `None` where the page cannot be read.
+    pub fn listed_tools(&self, page: Option<&Page<'_>>) {
+        self.common.own_names.rcu(|known| {
+            let mut known = OwnNames::clone(known);
+            match page {
+                Some(page) => known.learn(page),
+                None => known.miss_page(),
+            }
+            known
+        });
+    }
+
+    /// A new process of it was asked for its tools.
+    pub(crate) fn heard_tools(&self, heard: &Heard) {
+        self.common.own_names.rcu(|known| {
+            let mut known = if heard.whole { OwnNames::default() } else { OwnNames::clone(known) };
+            known.add(&heard.names);
+            known
+        });
     }
 
     /// Its instances, in the order of their creation. Where it is only another name ([`Self::same_as`]), they are

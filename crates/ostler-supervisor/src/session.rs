@@ -528,6 +528,16 @@ impl Sessions {
         self.add(principal, id, key, isolated)
     }
 
+    /// This principal's modern session of this key, where there is one.
+    pub fn find(&self, principal: &str, key: &str) -> Option<Arc<Session>> {
+        self.get(&id_of(principal, key))
+    }
+
+    /// Why this principal's modern session of this key ended, if it did and that was not long ago.
+    pub fn why_ended(&self, principal: &str, key: &str) -> Option<Arc<str>> {
+        self.farewell(&id_of(principal, key))
+    }
+
     /// A new modern session of this principal, and the handle that is its key.
     ///
     /// # Errors
@@ -650,6 +660,9 @@ impl Sessions {
         self.by_id.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod principals;
 
 /// The public handle of a session.
 pub(crate) fn handle_of(key: SessionKey) -> Arc<str> {

@@ -33,18 +33,20 @@ pub(super) fn of_path(path: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The key that a request shows, first found first: in the path, the header, a cookie.
+/// The key that a request shows in its path, or else in its header.
 pub(super) fn find(path: Option<&str>, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let found = match path {
-        Some(key) => Some(decoded(key)),
-        None => match header(headers, SESSION) {
-            Some(key) => Some(String::from_utf8_lossy(key).into_owned()),
-            None => cookie(headers),
-        },
-    };
-    let Some(key) = found else { return Ok(None) };
-    match check_key(&key) {
-        Ok(()) => Ok(Some(key)),
+    let of_header = || header(headers, SESSION).map(|key| String::from_utf8_lossy(key).into_owned());
+    checked(path.map(decoded).or_else(of_header))
+}
+
+/// The key that a request shows in a cookie: browsers send it unasked, so whatever else names a session counts before it.
+pub(super) fn of_cookie(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    checked(cookie(headers))
+}
+
+fn checked(key: Option<String>) -> Result<Option<String>, Refusal> {
+    match key.as_deref().map_or(Ok(()), check_key) {
+        Ok(()) => Ok(key),
         Err(message) => Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message)),
     }
 }
@@ -78,12 +80,13 @@ mod tests {
     }
 
     #[test]
-    fn the_path_counts_before_the_header_and_that_before_a_cookie() {
+    fn the_path_counts_before_the_header_and_a_cookie_is_neither() {
         let both = [("ostler-session", "h"), ("cookie", "a=b; ostler_session=c")];
         assert_eq!(key(Some("p"), &both).as_deref(), Some("p"));
         assert_eq!(key(None, &both).as_deref(), Some("h"));
-        assert_eq!(key(None, &both[1..]).as_deref(), Some("c"));
-        assert_eq!(key(None, &[("cookie", "session=c")]), None);
+        assert_eq!(key(None, &both[1..]), None);
+        assert_eq!(of_cookie(&headers(&both)).expect("a key").as_deref(), Some("c"));
+        assert_eq!(of_cookie(&headers(&[("cookie", "session=c")])).expect("none"), None);
         assert_eq!(key(Some("a%2Fb"), &[]).as_deref(), Some("a/b"));
         assert_eq!(of_path("fake/s/a/s/b"), ("fake", Some("a/s/b")));
         assert_eq!(of_path("fake"), ("fake", None));
@@ -96,5 +99,6 @@ mod tests {
             assert_eq!(refusal.status, StatusCode::BAD_REQUEST, "{path}");
         }
         assert!(find(None, &headers(&[("ostler-session", "a b")])).is_err());
+        assert!(of_cookie(&headers(&[("cookie", "ostler_session=")])).is_err());
     }
 }

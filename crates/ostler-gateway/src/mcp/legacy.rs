@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::HeaderValue;
 use http::{HeaderName, StatusCode};
-use ostler_mcp::envelope::Span;
 use ostler_mcp::mux::{CallKind, Request};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::Connection;
@@ -16,7 +15,7 @@ use ostler_supervisor::stream::ReplayStream;
 use tokio::sync::oneshot;
 
 use super::sse::{self, Manner};
-use super::{Context, PROTOCOL_VERSION, SESSION_ID, accepts, header};
+use super::{Context, Edit, PROTOCOL_VERSION, SESSION_ID, accepts, header};
 use crate::reply::{Refusal, Reply, empty, events, json};
 
 /// The revision from which clients understand an empty priming event (2025-11-25, "Sending Messages").
@@ -176,7 +175,7 @@ async fn call(
 fn request(
     connection: &Connection,
     session: &Session,
-    (body, told): (&Bytes, Option<(Span, Vec<u8>)>),
+    (body, told): (&Bytes, Option<Edit>),
     envelope: &Envelope,
     sink: CallSink,
 ) -> Request<CallSink> {
@@ -192,7 +191,7 @@ fn request(
         kind: CallKind::of(&envelope.method),
         special: special(envelope),
         wants_log: false,
-        wire: super::with_ticket(body, id, token, text.as_bytes(), told.as_ref()),
+        wire: super::with_ticket(body, id, token, text.as_bytes(), told.as_slice()),
         sink,
     }
 }

@@ -9,6 +9,7 @@
 mod key;
 mod legacy;
 mod modern;
+mod session_tools;
 mod sse;
 
 use std::sync::Arc;
@@ -44,8 +45,10 @@ struct Context<'a> {
     server: Arc<Server>,
     door: Door,
     caller: Caller,
-    /// The key of the session that it says it is of.
+    /// The key of the session that it says it is of, in its path or in a header of its own.
     key: Option<String>,
+    /// The one that its cookie says.
+    cookie: Option<String>,
     headers: &'a HeaderMap,
 }
 
@@ -83,8 +86,8 @@ fn prepare<'a>(
         let message = format!("`{name}` offers no MCP here: {}", elsewhere(&server));
         return Err(Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, message));
     }
-    let key = key::find(key, headers)?;
-    Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, key, headers })
+    let (key, cookie) = (key::find(key, headers)?, key::of_cookie(headers)?);
+    Ok(Context { gateway, server, door, caller: caller(gateway, headers)?, key, cookie, headers })
 }
 
 /// Where to find a server whose traffic Ostler does not carry.
@@ -223,19 +226,16 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     headers.get(name).map(|value| value.as_bytes())
 }
 
-/// The request as the process reads it: its id, and its progress token where it has one, are the ticket; and what
-/// `told` puts in.
-fn with_ticket(
-    body: &Bytes,
-    id: Span,
-    token: Option<Span>,
-    ticket: &[u8],
-    told: Option<&(Span, Vec<u8>)>,
-) -> Message {
-    let mut edits: Vec<(Span, &[u8])> = Vec::with_capacity(3);
+/// What of a request is replaced, by what.
+type Edit = (Span, Vec<u8>);
+
+/// The request as the process reads it: its id, and its progress token where it has one, are the ticket; and `more` edits,
+/// which touch neither.
+fn with_ticket(body: &Bytes, id: Span, token: Option<Span>, ticket: &[u8], more: &[Edit]) -> Message {
+    let mut edits: Vec<(Span, &[u8])> = Vec::with_capacity(4);
     edits.push((id, ticket));
     edits.extend(token.map(|token| (token, ticket)));
-    edits.extend(told.map(|(at, new)| (at.clone(), new.as_slice())));
+    edits.extend(more.iter().map(|(at, new)| (at.clone(), new.as_slice())));
     edits.sort_unstable_by_key(|(at, _)| at.start);
     Message::splice(body, &edits)
 }
@@ -246,7 +246,7 @@ fn told(
     body: &Bytes,
     envelope: &Envelope,
     session: Option<&Session>,
-) -> Result<Option<(Span, Vec<u8>)>, Refusal> {
+) -> Result<Option<Edit>, Refusal> {
     let Some(session) = session.filter(|_| context.server.spec.tell_session) else { return Ok(None) };
     match tell::session_edit(body, envelope, &session.handle) {
         Ok(edit) => Ok(Some(edit)),

@@ -6,16 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use ostler_domain::Scope;
-use ostler_mcp::envelope::Span;
 use ostler_mcp::headers::{self, Missing};
 use ostler_mcp::mux::{Answer, CallKind, Request, Ticket};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::connection::{CallSink, CallStream, First, SendError};
-use ostler_supervisor::session::{Busy, NoSession};
+use ostler_supervisor::session::Busy;
 use ostler_supervisor::{Connection, InstanceHandle, Lease, ServedBy, Session};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Context, header, legacy, sse};
+use super::session_tools::{self, Found, Listing};
+use super::{Context, Edit, header, legacy, sse};
 use crate::reply::{Refusal, Reply, empty, events, json};
 use crate::serve::Door;
 
@@ -36,24 +36,29 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
         }
     }
     check(context, &envelope)?;
-    let served = serve(context).await?;
+    let (session, taken) = match session_tools::find(context, &body, &envelope).await? {
+        Found::Answered(reply) => return Ok(reply),
+        Found::Passed(session, taken) => (session, taken),
+    };
+    let served = serve(context, session).await?;
     let (connection, _) = served.instance().connection(context.server.patience()).await?;
     check_params(context, &connection, &body, &envelope)?;
     let ticket = connection.ticket();
     let (sink, mut first) = CallSink::new();
-    let learns_tools = &*envelope.method == "tools/list";
+    let listing = Listing::of(context, &body, &envelope);
     let told = super::told(context, &body, &envelope, served.session())?;
-    let request = request(ticket, (&body, told), &envelope, sink);
+    let edits: Vec<Edit> = told.into_iter().chain(taken).collect();
+    let request = request(ticket, (&body, &edits), &envelope, sink);
     drop(body);
     connection.call(request, context.server.spec.call_idle).await.map_err(|error| Refusal {
         retry_after: Some(1),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, rpc::INSTANCE_LOST, error.to_string())
     })?;
     // A client that hangs up drops this future, and with it the call.
-    let call = HangUp { connection: Some(connection), ticket, _served: served };
+    let call = HangUp { connection, ticket, is_done: false, listing, _served: served };
     let keepalive = context.gateway.supervisor.config().gateway.keepalive;
     match tokio::time::timeout(keepalive, &mut first).await {
-        Ok(Ok(First::Answer(answer))) => Ok(answered(call.done(), answer, learns_tools)),
+        Ok(Ok(First::Answer(answer))) => Ok(answered(call, answer)),
         Ok(Ok(First::Stream(stream))) => Ok(streamed(call, Some(First::Stream(stream)), first, keepalive)),
         Ok(Err(_)) => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -88,20 +93,13 @@ impl Served {
     }
 }
 
-async fn serve(context: &Context<'_>) -> Result<Served, Refusal> {
+async fn serve(context: &Context<'_>, session: Option<Arc<Session>>) -> Result<Served, Refusal> {
     let Context { gateway, server, caller, .. } = context;
-    let is_own = server.spec.scope == Scope::Session;
-    if !is_own && !server.spec.tell_session {
+    let Some(session) = session else {
         return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?, None));
-    }
-    // Who shows no key has one session with this server and all others.
-    let session = gateway.supervisor.session(caller, context.key.as_deref().unwrap_or_default());
-    let session = session.map_err(|why| match why {
-        NoSession::Full(_) => Refusal { retry_after: Some(10), ..Refusal::limit(why.to_string()) },
-        NoSession::Ended(_) => Refusal::new(StatusCode::NOT_FOUND, rpc::INVALID_REQUEST, why.to_string()),
-    })?;
+    };
     let busy = legacy::begin_call(context, &session)?;
-    if !is_own {
+    if server.spec.scope != Scope::Session {
         return Ok(Served::Shared(gateway.supervisor.modern(server, caller).await?, Some(busy)));
     }
     Ok(match gateway.supervisor.instance_for(&session, server, caller).await? {
@@ -171,7 +169,7 @@ fn check_params(
 
 fn request(
     ticket: Ticket,
-    (body, told): (&Bytes, Option<(Span, Vec<u8>)>),
+    (body, edits): (&Bytes, &[Edit]),
     envelope: &Envelope,
     sink: CallSink,
 ) -> Request<CallSink> {
@@ -186,36 +184,45 @@ fn request(
         kind: CallKind::of(&envelope.method),
         special: None,
         wants_log: envelope.inner.meta.log_level,
-        wire: super::with_ticket(body, id, token, text.as_bytes(), told.as_ref()),
+        wire: super::with_ticket(body, id, token, text.as_bytes(), edits),
         sink,
     }
 }
 
 /// Cancels a call when it is dropped before the call is done: a dropped connection is the cancellation.
 struct HangUp {
-    connection: Option<Arc<Connection>>,
+    connection: Arc<Connection>,
     ticket: Ticket,
+    is_done: bool,
+    listing: Option<Listing>,
     _served: Served,
 }
 
 impl HangUp {
-    fn done(mut self) -> Option<Arc<Connection>> {
-        self.connection.take()
+    /// The answer as the client is to see it.
+    fn shown(&self, answer: Answer) -> Answer {
+        match &self.listing {
+            Some(listing) => listing.answer(&self.connection, answer),
+            None => answer,
+        }
+    }
+
+    fn done(mut self) {
+        self.is_done = true;
     }
 }
 
 impl Drop for HangUp {
     fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
-            connection.hung_up(self.ticket);
+        if !self.is_done {
+            self.connection.hung_up(self.ticket);
         }
     }
 }
 
-fn answered(connection: Option<Arc<Connection>>, answer: Answer, learns_tools: bool) -> Reply {
-    if let Some(connection) = connection.filter(|_| learns_tools && answer.kind == Kind::Result) {
-        connection.learn_tools(&answer.message.to_bytes());
-    }
+fn answered(call: HangUp, answer: Answer) -> Reply {
+    let answer = call.shown(answer);
+    call.done();
     json(status(answer.kind), answer.message)
 }
 
@@ -239,7 +246,7 @@ fn streamed(
 ) -> Reply {
     let (sender, receiver) = sse::channel();
     tokio::spawn(async move {
-        if send_all(&sender, heard, first, keepalive).await.is_ok() {
+        if send_all(&sender, &call, heard, first, keepalive).await.is_ok() {
             call.done();
         }
     });
@@ -249,6 +256,7 @@ fn streamed(
 /// Sends a call's messages and its answer; an error when the client is gone, which cancels the call.
 async fn send_all(
     out: &mpsc::Sender<Bytes>,
+    call: &HangUp,
     heard: Option<First>,
     mut first: oneshot::Receiver<First>,
     keepalive: Duration,
@@ -267,13 +275,14 @@ async fn send_all(
         },
     };
     match first {
-        First::Answer(answer) => sse::send(out, None, &answer.message).await,
-        First::Stream(stream) => send_stream(out, stream, keepalive).await,
+        First::Answer(answer) => sse::send(out, None, &call.shown(answer).message).await,
+        First::Stream(stream) => send_stream(out, call, stream, keepalive).await,
     }
 }
 
 async fn send_stream(
     out: &mpsc::Sender<Bytes>,
+    call: &HangUp,
     stream: CallStream,
     keepalive: Duration,
 ) -> Result<(), sse::Gone> {
@@ -289,7 +298,7 @@ async fn send_stream(
         }
     }
     match answer.await {
-        Ok(answer) => sse::send(out, None, &answer.message).await,
+        Ok(answer) => sse::send(out, None, &call.shown(answer).message).await,
         Err(_) => Ok(()),
     }
 }

@@ -786,6 +786,9 @@ impl Driver {
                     }
                     Era::Modern => traits.modern = Some(true),
                 });
+                if let Some(tools) = &opened.tools {
+                    self.server.heard_tools(tools);
+                }
                 // From now on restarts need no probe.
                 if let Need::Either(params) = &self.need {
                     let params = Arc::clone(params);

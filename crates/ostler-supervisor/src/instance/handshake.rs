@@ -7,6 +7,8 @@ use ostler_domain::Era;
 use ostler_mcp::Kind;
 use ostler_mcp::mux::Answer;
 use ostler_mcp::rpc;
+use ostler_mcp::session_tools::OwnNames;
+use ostler_mcp::session_tools::list::Page;
 use ostler_mcp::version::{self, Discovery, InitializeResult};
 
 use crate::connection::{Connection, SendError};
@@ -17,7 +19,7 @@ use crate::ports::Theft;
 /// refuses the second, a legacy one the other way round.
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Most pages of `tools/list` read for header parameters.
+/// Most pages of `tools/list` read for header parameters, and for names that may be Ostler's.
 const MAX_PAGES: usize = 50;
 
 /// What a process is wanted for.
@@ -40,6 +42,17 @@ pub struct Opened {
     pub initialized: Option<Arc<InitializeResult>>,
     /// Whether the server is modern, where the handshake showed it.
     pub modern: Option<bool>,
+    /// What a modern process said of its tools.
+    pub tools: Option<Heard>,
+}
+
+/// What a process said of its tools.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// The names that it has itself.
+    pub names: OwnNames,
+    /// Whether it listed all of them.
+    pub whole: bool,
 }
 
 /// Why a handshake did not work out.
@@ -120,29 +133,37 @@ async fn legacy(connection: &Connection, params: &str) -> Result<Opened, Failed>
 async fn initialized(connection: &Connection, answer: &Answer) -> Option<Opened> {
     let result = InitializeResult::read(answer)?;
     connection.tell(version::initialized()).await;
-    Some(Opened { era: Era::Legacy, initialized: Some(Arc::new(result)), modern: None })
+    Some(Opened { era: Era::Legacy, initialized: Some(Arc::new(result)), modern: None, tools: None })
 }
 
 async fn modern(connection: &Connection) -> Result<Opened, Failed> {
     connection.settle_era(Era::Modern).await;
-    learn_tools(connection).await?;
-    Ok(Opened { era: Era::Modern, initialized: None, modern: Some(true) })
+    let tools = Some(learn_tools(connection).await?);
+    Ok(Opened { era: Era::Modern, initialized: None, modern: Some(true), tools })
 }
 
-/// Reads the tools' header parameters before the first call, which has to be checked against them.
-async fn learn_tools(connection: &Connection) -> Result<(), Failed> {
+/// Reads what the tools are before the first call: it has to be checked against their header parameters, and an argument
+/// that names a session told from one of the server's.
+async fn learn_tools(connection: &Connection) -> Result<Heard, Failed> {
+    let mut heard = Heard::default();
     let mut params = String::new();
     for _ in 0..MAX_PAGES {
         let answer = connection.ask(|ticket| version::modern_request(ticket, "tools/list", &params)).await?;
         if answer.kind != Kind::Result {
-            return Ok(());
+            return Ok(heard);
         }
-        match connection.learn_tools(&answer.message.to_bytes()) {
+        let listed = answer.message.to_bytes();
+        let page = Page::read(&listed);
+        match &page {
+            Some(page) => heard.names.learn(page),
+            None => heard.names.miss_page(),
+        }
+        match connection.learn_tools(&listed) {
             Some(cursor) => params = format!("\"cursor\":{},", serde_json::Value::from(cursor)),
-            None => return Ok(()),
+            None => return Ok(Heard { whole: true, ..heard }),
         }
     }
-    Ok(())
+    Ok(heard)
 }
 
 async fn either(connection: &Connection, params: &str) -> Result<Opened, Failed> {

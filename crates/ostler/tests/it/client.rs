@@ -32,6 +32,11 @@ impl Http {
         Arc::new(Self { address, idle: Mutex::default() })
     }
 
+    /// Connections that are open and not in use.
+    pub(crate) fn connections(&self) -> usize {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn idle(&self) -> Option<Sender> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(sender) = idle.pop() {

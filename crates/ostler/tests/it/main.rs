@@ -23,6 +23,7 @@ mod pressure;
 mod reload;
 mod replicas;
 mod session_life;
+mod session_tools;
 mod sessions;
 mod support;
 mod tls;

@@ -15,8 +15,9 @@
 //! | `secret WORD`   | with `http`: answers only requests with `Authorization: WORD`                  |
 //! | `silent-cancel` | does not answer a cancelled call, as the TypeScript SDK does; without it the   |
 //! |                 | call gets an error, as from the Python SDK                                     |
+//! | `sessions`      | has a `create_session` of its own, and `arguments` a `session_id` of its own   |
 //!
-//! Each call runs on a thread of its own, so answers come in any order. Its tools:
+//! Asked for its tools with a progress token, it sends progress ahead of them. Each call runs on a thread of its own, so answers come in any order. Its tools:
 //!
 //! | tool                      | what it does                                                                  |
 //! |---------------------------|-------------------------------------------------------------------------------|
@@ -32,7 +33,7 @@
 //! | `cut{tag}`                | loses its connection after progress; the answer is for who comes back (`http`)|
 //! | `cut-stream{times}`       | loses the stream of what belongs to no call, and refuses it so often (`http`) |
 //! | `forget`                  | knows its session no more (`http`)                                            |
-//! | `meta`                    | says what the call's `_meta` is                                               |
+//! | `meta`, `arguments`       | says what the call's `_meta` is, what its arguments are                       |
 //! | `state`                   | what it has seen; see [`Seen`]                                                |
 
 mod http;
@@ -197,7 +198,10 @@ impl Fake {
             "initialize" if !self.is("modern") => Ok(initialize(params)),
             "server/discover" if !self.is("legacy") => Ok(discover()),
             "ping" | "logging/setLevel" => Ok(json!({})),
-            "tools/list" => Ok(tools()),
+            "tools/list" => {
+                notify_progress(params, 1, 1, "tools");
+                Ok(self.tools())
+            }
             "resources/subscribe" => {
                 lock(&self.watched).insert(text(params, "uri"));
                 Ok(json!({}))
@@ -211,6 +215,34 @@ impl Fake {
             _ => Err((-32601, format!("no method `{method}`"))),
         };
         answer(id, &result);
+    }
+
+    fn tools(&self) -> Value {
+        let names = [
+            "echo",
+            "progress",
+            "sleep",
+            "ask",
+            "log",
+            "changed",
+            "touch",
+            "say",
+            "crash",
+            "big",
+            "cut",
+            "meta",
+            "arguments",
+            "state",
+        ];
+        let tool = |name: &str| json!({"name": name, "inputSchema": {"type": "object"}});
+        let mut tools: Vec<Value> = names.iter().copied().map(tool).collect();
+        if self.is("sessions") {
+            let own = json!({"session_id": {"type": "integer"}});
+            tools.retain(|tool| tool["name"] != "arguments");
+            tools.push(json!({"name": "arguments", "inputSchema": {"type": "object", "properties": own}}));
+            tools.push(tool("create_session"));
+        }
+        json!({"resultType": "complete", "ttlMs": 0, "cacheScope": "private", "tools": tools})
     }
 
     /// Answered only when it ends.
@@ -312,6 +344,8 @@ impl Call {
                 Some(content("forgot"))
             }
             "meta" => Some(content(&self.params["_meta"].to_string())),
+            "arguments" => Some(content(&arguments.to_string())),
+            "create_session" if self.fake.is("sessions") => Some(content("made by the server")),
             "state" => Some(self.state()),
             other => Some(Err((-32602, format!("no tool `{other}`")))),
         };
@@ -323,9 +357,7 @@ impl Call {
     }
 
     fn notify_progress(&self, step: usize, total: usize, message: &str) {
-        let Some(token) = self.params["_meta"].get("progressToken") else { return };
-        let params = json!({"progressToken": token, "progress": step, "total": total, "message": message});
-        notify("notifications/progress", &params);
+        notify_progress(&self.params, step, total, message);
     }
 
     /// Waits; true when the call was cancelled meanwhile.
@@ -436,6 +468,13 @@ impl Call {
     }
 }
 
+/// Where a request asked to be told.
+fn notify_progress(params: &Value, step: usize, total: usize, message: &str) {
+    let Some(token) = params["_meta"].get("progressToken") else { return };
+    let params = json!({"progressToken": token, "progress": step, "total": total, "message": message});
+    notify("notifications/progress", &params);
+}
+
 fn crash(arguments: &Value) -> ! {
     if let Some(signal) =
         arguments["signal"].as_i64().and_then(|number| Signal::from_named_raw(number as i32))
@@ -481,16 +520,6 @@ fn discover() -> Value {
         "cacheScope": "private",
         "_meta": {"io.modelcontextprotocol/serverInfo": info()},
     })
-}
-
-fn tools() -> Value {
-    let names = [
-        "echo", "progress", "sleep", "ask", "log", "changed", "touch", "say", "crash", "big", "cut", "meta",
-        "state",
-    ];
-    let tools: Vec<Value> =
-        names.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
-    json!({"resultType": "complete", "ttlMs": 0, "cacheScope": "private", "tools": tools})
 }
 
 fn sampling(tag: &str) -> Value {
