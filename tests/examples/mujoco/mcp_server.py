@@ -119,7 +119,7 @@ async def lost_in_a_call(calls: Calls, fake: FakeOstler) -> None:
         if tool == "load_model":
             holds(result.structured_content["notice"], "lost")
         else:
-            holds(result.content[0].text, "went away", "a new one", "load_model")
+            holds(result.content[0].text, "lost", "a new one", f"fence {fake.fence}", "load_model")
             await calls.good("s1", "load_model", xml=arm(1))
 
 

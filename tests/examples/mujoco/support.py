@@ -43,6 +43,8 @@ class Count:
         try:
             figure = test()
         except Exception as error:
+            while isinstance(error, ExceptionGroup):    # anyio wraps what happens inside a client
+                error = error.exceptions[0]
             cls.failed += 1
             at = traceback.extract_tb(error.__traceback__)[-1]
             print(f"FAIL {what}: {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})", flush=True)
