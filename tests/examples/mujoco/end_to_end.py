@@ -214,7 +214,7 @@ def warm(daemon: Daemon) -> str:
 
 
 def demos(daemon: Daemon) -> None:
-    ended = subprocess.run([PYTHON, "-B", EXAMPLE / "demo.py"], env=daemon.env, capture_output=True, text=True, timeout=4 * DEMO_S)
+    ended = subprocess.run([PYTHON, "-B", EXAMPLE / "demo.py"], env=daemon.env | {"TMPDIR": daemon.folder.name}, capture_output=True, text=True, timeout=4 * DEMO_S)
     same(ended.returncode, 0, f"exit status: {ended.stdout}{ended.stderr}")
 
 
