@@ -27,12 +27,12 @@ class FakeOstler:
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self, status: int, body: object = None, **headers: str) -> None:
-                text = json.dumps(body).encode() if body is not None else b""
                 self.send_response(status)
-                for name, value in {"Content-Length": str(len(text)), **headers}.items():
+                for name, value in headers.items():
                     self.send_header(name.replace("_", "-"), value)
                 self.end_headers()
-                self.wfile.write(text)
+                if body is not None:
+                    self.wfile.write(json.dumps(body).encode())
 
             def do_POST(self) -> None:
                 with fake.lock:
