@@ -77,6 +77,10 @@ class FakeOstler:
         self.viewers[session][0].process.kill()
         self.viewers[session][0].process.wait()
 
+    def move(self, session: str) -> Program:
+        """Gives the session another viewer while the one of before lives on; that is the caller's to stop."""
+        return self.viewers.pop(session)[0]
+
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()

@@ -107,6 +107,16 @@ async def lost_between(calls: Calls, fake: FakeOstler) -> None:
     same(len((await calls.good("s2", "get_state"))["qpos"]), 2)
 
 
+async def moved(calls: Calls, fake: FakeOstler) -> None:
+    """Another fence is another viewer, even where the old one would still answer."""
+    await calls.good("s1", "load_model", xml=arm(1))
+    old = fake.move("s1")
+    try:
+        holds(await calls.bad("s1", "get_state"), "lost", "fence 2")
+    finally:
+        old.stop()
+
+
 async def lost_in_a_call(calls: Calls, fake: FakeOstler) -> None:
     await calls.good("s1", "load_model", xml=arm(1))
     for tool, arguments in (("step_simulation", {"steps": 5}), ("load_model", {"xml": arm(1)})):
@@ -183,6 +193,7 @@ def test() -> None:
     Count.check("server: pictures of the real viewer", lambda: played(pictures, program="viewer.py"))
     for what, work in (
         ("bad input", bad_input), ("a viewer lost between two calls", lost_between), ("a viewer lost in a call", lost_in_a_call),
+        ("a viewer replaced while it lives", moved),
         ("no viewer to be had", none_to_be_had), ("close gives the viewer back", gives_back), ("Ostler is gone", no_ostler),
     ):
         Count.check(f"server: {what}", lambda: played(work))
