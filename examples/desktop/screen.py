@@ -17,7 +17,7 @@ from processes import DesktopError
 
 # Longest text of one `type`, and how many different characters of it may be missing on the keyboard.
 TEXT_CHARS = 2000
-RARE_CHARS = 40
+RARE_CHARS = 60
 # Longest name of a key with its modifiers.
 KEY_CHARS = 64
 # Clicks in one call.
@@ -27,6 +27,13 @@ WINDOWS = 100
 TITLE_CHARS = 300
 # The compression of screenshots: pages are mostly flat, and more costs time and saves little.
 PNG_LEVEL = 3
+
+# Multimedia keys have keysyms that begin so. The keys below are not used for other characters: Chromium acts on their
+# place on the keyboard, whatever character they have.
+MULTIMEDIA = 0x1008
+XK.load_keysym_group("xf86")
+ACTED_ON = {getattr(XK, f"XK_XF86_{name}") for name in (
+    "Back", "Copy", "Cut", "Favorites", "Forward", "HomePage", "Open", "Paste", "Refresh", "Reload", "Search", "Stop")}
 
 Button = Literal["left", "middle", "right"]
 BUTTONS: dict[Button, int] = {"left": 1, "middle": 2, "right": 3}
@@ -164,16 +171,16 @@ class Screen:
             raise DesktopError(f"there is no key {name!r}: {hint}")
         return keysym
 
-    # The keyboard is a US one. A character beyond it is put on one of its unused keys. A client reads the changed
-    # keyboard when it comes to the event that says so, so a key is given another character as late as can be: it is the
-    # one whose character was not needed for longest.
+    # The keyboard is a US one. A character beyond it is put on a key that has none, or one of the multimedia keys, about
+    # a hundred in all. A client reads the changed keyboard when it comes to the event that says so, so a key is given
+    # another character as late as can be: it is the one whose character was not needed for longest.
 
     def _read_keyboard(self) -> None:
         first, last = self.display.display.info.min_keycode, self.display.display.info.max_keycode
         self.keyboard: dict[int, tuple[int, bool]] = {}  # keysym: keycode, with shift
         unused = []
         for keycode, symbols in enumerate(self.display.get_keyboard_mapping(first, last - first + 1), first):
-            if not any(symbols):
+            if all(symbol == 0 or symbol >> 16 == MULTIMEDIA for symbol in symbols) and not ACTED_ON & set(symbols):
                 unused.append(keycode)
             for shift in (False, True):
                 if len(symbols) > shift and symbols[shift]:
