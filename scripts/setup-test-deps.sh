@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the outside-in tests need, pinned, into .cache/ (or $OSTLER_TEST_CACHE): Node where
-# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, and servers from PyPI.
+# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, servers from PyPI, and what
+# examples/desktop needs (Debian packages, installed as root only).
 # Does nothing where all is in place. `scripts/test.sh` runs it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -52,4 +53,6 @@ npm_packages tests/leak
 python_packages clients-v1 tests/clients/requirements-v1.txt
 python_packages clients-v2 tests/clients/requirements-v2.txt
 python_packages leak tests/leak/requirements.txt
+ensure_debian chromium fonts-dejavu-core openbox xvfb
+python_packages desktop examples/desktop/requirements.txt
 say "the tests' dependencies are in place (node $(node --version))"

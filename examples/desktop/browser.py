@@ -112,6 +112,18 @@ class Browser:
             self.start()
             return self._open(url)
 
+    def settle(self) -> None:
+        """
+        Returns when Chromium has seen what was sent to its window before, such as a changed keyboard: it reads that in
+        the thread that answers here, but over several connections, so the first answer may come between two of them.
+        """
+        try:
+            if self.pipe is not None:
+                for _ in range(2):
+                    self._ask("Browser.getVersion")
+        except (DesktopError, TimeoutError):
+            pass  # it has ended, or hangs: what is typed is for another window, or for nobody
+
     def _open(self, url: str) -> str:
         others = self._pages()
         page = self._ask("Target.createTarget", {"url": "about:blank"})["targetId"]
@@ -130,14 +142,16 @@ class Browser:
                                    "server answer? (A download is not a page.)")
             while not loaded and (message := self._receive(deadline)) is not None:
                 on_event(message)
-            if loaded:
-                self._paint(session)
-            self._ask("Target.detachFromTarget", {"sessionId": session})
         except (DesktopError, TimeoutError):
             self._close_page(page)
             raise
         for other in others:
             self._close_page(other)
+        while set(others) & set(self._pages()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if loaded:
+            self._paint(session)
+        self._ask("Target.detachFromTarget", {"sessionId": session})
         return "loaded" if loaded else f"still loading after {LOAD_LIMIT_S:g} s: take a screenshot later"
 
     def _paint(self, session: str) -> None:

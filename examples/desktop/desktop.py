@@ -68,6 +68,7 @@ class Desktop:
         root, running = self.screen.root, self.screen.display.get_atom("_NET_SUPPORTING_WM_CHECK")
         wait_until("the window manager", lambda: root.get_full_property(running, 0), START_LIMIT_S)
         self.browser = Browser(self.children, env, self.directory / "chromium", *self.size)
+        self.screen.keyboard_changed = self.browser.settle
         self.browser.start()
         wait_until("the browser's window", self.screen.windows, START_LIMIT_S)
         self.browser.open("about:blank")

@@ -22,6 +22,8 @@ RARE_CHARS = 60
 KEY_CHARS = 64
 # Clicks in one call.
 CLICKS = 3
+# Pause between them: Chromium takes two in the same millisecond for one.
+BETWEEN_CLICKS_MS = 30
 # Windows that are listed, and the part of each title that is told.
 WINDOWS = 100
 TITLE_CHARS = 300
@@ -73,6 +75,7 @@ class Screen:
     """Not for several threads at once."""
 
     def __init__(self, name: str) -> None:
+        self.keyboard_changed: Callable[[], None] = lambda: None  # called when it has, before a new key is struck
         self.display = display.Display(name)
         self.root = self.display.screen().root
         self.width = self.display.screen().width_in_pixels
@@ -122,8 +125,8 @@ class Screen:
         if not 1 <= count <= CLICKS:
             raise DesktopError(f"count is {count}: it must be 1 to {CLICKS}")
         xtest.fake_input(self.display, X.MotionNotify, x=x, y=y)
-        for _ in range(count):
-            xtest.fake_input(self.display, X.ButtonPress, BUTTONS[button])
+        for click in range(count):
+            xtest.fake_input(self.display, X.ButtonPress, BUTTONS[button], time=BETWEEN_CLICKS_MS if click else 0)
             xtest.fake_input(self.display, X.ButtonRelease, BUTTONS[button])
         self.display.sync()
 
@@ -172,8 +175,8 @@ class Screen:
         return keysym
 
     # The keyboard is a US one. A character beyond it is put on a key that has none, or one of the multimedia keys, about
-    # a hundred in all. A client reads the changed keyboard when it comes to the event that says so, so a key is given
-    # another character as late as can be: it is the one whose character was not needed for longest.
+    # a hundred in all: the one whose character was not needed for longest. A client reads the changed keyboard when it
+    # comes to the event that says so; X cannot tell when that was, hence `keyboard_changed`.
 
     def _read_keyboard(self) -> None:
         first, last = self.display.display.info.min_keycode, self.display.display.info.max_keycode
@@ -191,12 +194,14 @@ class Screen:
         """Puts these characters, no more than there are spare keys, on keys."""
         for keysym in keysyms & self.spare.keys():
             self.spare[keysym] = self.spare.pop(keysym)
-        for keysym in sorted(keysyms - self.spare.keys()):
+        new = sorted(keysyms - self.spare.keys())
+        for keysym in new:
             keycode = self.spare.pop(next(iter(self.spare)))
             self.display.change_keyboard_mapping(keycode, [(keysym, keysym)])
             self.spare[keysym] = keycode
-        if keysyms:
+        if new:
             self.display.sync()
+            self.keyboard_changed()
 
     def _strike(self, keysym: int, held: list[int]) -> None:
         keycode, shift = self.keyboard.get(keysym) or (self.spare[keysym], False)
