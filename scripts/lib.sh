@@ -48,15 +48,15 @@ ensure_python() {
     || die "Python 3.10 or newer with venv is missing. Install it: sudo apt-get install -y python3 python3-venv"
 }
 
-# ensure_debian PACKAGE...: Debian packages, installed by root, else named with the command that installs them.
+# ensure_debian PACKAGE...: the Debian packages, installed where they are missing; only root can.
 ensure_debian() {
-  command -v dpkg-query >/dev/null || die "this needs Debian or Ubuntu, for the packages: $*"
   local package missing=()
+  command -v dpkg-query >/dev/null || die "this needs what Debian has in these packages: $*; there is no dpkg-query here to look for them"
   for package in "$@"; do
-    [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
   done
-  if [ "${#missing[@]}" -eq 0 ]; then return; fi
-  if [ "$(id -u)" -ne 0 ]; then die "Debian packages are missing. Install them: sudo apt-get install -y --no-install-recommends ${missing[*]}"; fi
+  if [ ${#missing[@]} -eq 0 ]; then return; fi
+  [ "$(id -u)" -eq 0 ] || die "Debian packages are missing. Install them: sudo apt-get install -y --no-install-recommends ${missing[*]}"
   say "installing the Debian packages ${missing[*]}"
   download apt-get update -q
   download env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"

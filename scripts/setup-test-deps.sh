@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the outside-in tests need, pinned, into .cache/ (or $OSTLER_TEST_CACHE): Node where
-# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, servers from PyPI, and what
-# examples/desktop needs (Debian packages, installed as root only).
+# the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, and servers from PyPI.
 # Does nothing where all is in place. `scripts/test.sh` runs it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -46,6 +45,9 @@ mkdir -p "$CACHE"
 exec 9>"$CACHE/.lock"
 flock -w "$DOWNLOAD_LIMIT_S" 9 || die "another set-up has held $CACHE/.lock for $DOWNLOAD_LIMIT_S s"
 ensure_node "$NODE_MAJOR" "$NODE_MINOR"
+# Desktops: an X server, a window manager, a browser and letters for it.
+ensure_debian chromium fonts-dejavu-core openbox xvfb
+python_packages desktop examples/desktop/requirements.txt
 npm_packages tests/fixtures/mcp-server
 npm_packages tests/conformance
 npm_packages tests/clients
@@ -53,6 +55,4 @@ npm_packages tests/leak
 python_packages clients-v1 tests/clients/requirements-v1.txt
 python_packages clients-v2 tests/clients/requirements-v2.txt
 python_packages leak tests/leak/requirements.txt
-ensure_debian chromium fonts-dejavu-core openbox xvfb
-python_packages desktop examples/desktop/requirements.txt
 say "the tests' dependencies are in place (node $(node --version))"
