@@ -54,7 +54,10 @@ def private_directory() -> Path:
     if len(os.fsencode(path)) + SOCKET_CHARS > SOCKET_LIMIT:
         raise DesktopError(f"{path} is too long: Chromium makes a socket in it, whose path may have {SOCKET_LIMIT} "
                            "characters. Set TMPDIR to a shorter one, such as /tmp")
-    path.mkdir(mode=0o700)
+    try:
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise DesktopError(f"cannot make {path}: {error.strerror}. Set TMPDIR to a folder that can be written") from None
     return path
 
 

@@ -39,7 +39,7 @@ UP_S, CALL_S, TURN_S, DOWN_S, EMPTY_S, SPARE_S = 30.0, 90.0, 180.0, 60.0, 5.0, 9
 # The part of the screen that the browser's own bars leave to a page, less what the name on it takes.
 MOST = 0.6
 
-folder = Path(tempfile.mkdtemp(prefix="dp-"))
+folders: list[Path] = []
 mark = str(uuid.uuid4())
 posix_sessions: set[int] = set()
 count = Count()
@@ -66,6 +66,8 @@ class Daemon:
     """`ostler up` with the example's own configuration, but for the port and what tests add."""
 
     def __init__(self) -> None:
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="dp-"))
+        folders.append(folder)
         self.env = {**os.environ, "OSTLER_RUNTIME_DIR": str(folder / "run"), "OSTLER_STATE_DIR": str(folder / "state"),
                     "DESKTOP_PYTHON": sys.executable}
         for name in ("run", "state", "tmp"):
@@ -92,7 +94,7 @@ class Daemon:
     def _endpoint(self) -> dict | None:
         expect(self.process.poll() is None, f"ostler has ended:\n{self.said()}")
         try:
-            return json.loads((folder / "run/endpoint.json").read_text())
+            return json.loads((self.folder / "run/endpoint.json").read_text())
         except (OSError, ValueError):
             return None  # not written yet
 
@@ -106,7 +108,7 @@ class Daemon:
     def desktops(self) -> dict[int, Path]:
         """The desktops that there are now, by the pid of their server."""
         found = {}
-        for path in (folder / "tmp").glob("ostler-desktop-*"):
+        for path in (self.folder / "tmp").glob("ostler-desktop-*"):
             pid = int(path.name.split("-")[2])
             if Path(f"/proc/{pid}").exists():
                 found[pid] = path
@@ -278,10 +280,29 @@ def uses_each_once(daemon: Daemon) -> None:
     until("clean processes for the next", lambda: not spares & daemon.desktops().keys() and len(daemon.desktops()) >= SPARE, SPARE_S)
 
 
-def main() -> None:
-    shots = Path(os.environ.get("DESKTOP_SHOTS") or folder / "shots")
-    shots.mkdir(parents=True, exist_ok=True)
+def dies_with_the_daemon() -> None:
+    """SIGKILL to the daemon, while a session has a desktop: guards end every process, those without their mark too."""
     daemon = Daemon()
+
+    async def one() -> None:
+        async with Client(daemon.url, mode="legacy", read_timeout_seconds=CALL_S) as client:
+            await shot(client)
+            expect(len(processes(mark, posix_sessions)) > 5, "where is the desktop?")
+            daemon.process.kill()
+            daemon.process.wait(DOWN_S)
+            until("the end of all", lambda: not processes(mark, posix_sessions), EMPTY_S)
+    try:
+        asyncio.run(one())
+    except* Exception as errors:  # the client finds its connection cut; a failed expectation counts
+        failed, _ = errors.split(AssertionError)
+        if failed:
+            raise failed.exceptions[0]
+
+
+def main() -> None:
+    daemon = Daemon()
+    shots = Path(os.environ.get("DESKTOP_SHOTS") or daemon.folder / "shots")
+    shots.mkdir(parents=True, exist_ok=True)
     if not daemon.pool:
         print("     this Ostler has no pools: the clients take turns, and what only a pool can do is not looked at", flush=True)
     turns = [Turn(number) for number in range(SESSIONS)]
@@ -305,7 +326,8 @@ def main() -> None:
     finally:
         check("the daemon ends", daemon.down)
     check("nothing of any desktop is left", lambda: until("the end of all", lambda: not processes(mark, posix_sessions)
-                                                           and not list((folder / "tmp").iterdir()), EMPTY_S))
+                                                           and not list((daemon.folder / "tmp").iterdir()), EMPTY_S))
+    check("when the daemon is killed, no process of a desktop is left", dies_with_the_daemon)
 
 
 def left_behind() -> None:
@@ -324,5 +346,6 @@ if __name__ == "__main__":
         check("the suite ran to its end", main)
     finally:
         check("nothing is left behind", left_behind)
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in folders:
+            shutil.rmtree(path, ignore_errors=True)
     count.end()
