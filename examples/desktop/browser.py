@@ -155,8 +155,16 @@ class Browser:
         return "loaded" if loaded else f"still loading after {LOAD_LIMIT_S:g} s: take a screenshot later"
 
     def _paint(self, session: str) -> None:
-        """Returns when a page has been painted twice since, or will not be soon (a dialog holds it up)."""
-        paint = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        """
+        Returns when a page is on the screen, or will not be soon (a dialog holds it up). Chromium drops input before it
+        has word of the first paint, of which a page that is blank has none.
+        """
+        paint = """new Promise(done => {
+            const limit = performance.now() + 500;
+            const look = () => location.href === 'about:blank' || performance.getEntriesByType('paint').length
+                || performance.now() > limit ? done() : requestAnimationFrame(look);
+            requestAnimationFrame(() => requestAnimationFrame(look));
+        })"""
         try:
             self._ask("Runtime.evaluate", {"expression": paint, "awaitPromise": True}, session,
                       time.monotonic() + PAINT_LIMIT_S)

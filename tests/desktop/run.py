@@ -250,11 +250,13 @@ def clicks(one: Desktop) -> None:
     one.is_titled("right")
     one.do("click", x=x, y=y, button="middle")
     one.is_titled("middle")
+    one.do("click", x=x - 100, y=y)
     one.do("click", x=x, y=y, count=2)
     one.is_titled("twice")
+    one.do("click", x=x - 100, y=y)  # beside it; and further clicks at the same place would count on from two
     one.do("click", x=x, y=y, count=3)
     one.is_titled("thrice")
-    one.do("click", x=x - 100, y=y)  # beside it
+    one.do("click", x=x - 100, y=y)
     one.do("click", x=WIDTH - 1, y=HEIGHT - 1)  # the last pixel
     one.is_titled("thrice")
 
