@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -78,6 +79,10 @@ class Browser:
     def start(self) -> None:
         """Returns when it answers, with its first page."""
         self._close_pipe()
+        if self.pid is not None and not self.children.has_ended(self.pid):
+            # It is closing. A second one would leave its work to this one, as they have one profile.
+            os.kill(self.pid, signal.SIGKILL)
+            self.children.wait(self.pid)
         their_reader, writer = os.pipe()
         reader, their_writer = os.pipe()
         self.received, self.pipe = b"", (reader, writer)
@@ -126,7 +131,10 @@ class Browser:
 
     def _open(self, url: str) -> str:
         others = self._pages()
-        page = self._ask("Target.createTarget", {"url": "about:blank"})["targetId"]
+        try:
+            page = self._ask("Target.createTarget", {"url": "about:blank"})["targetId"]
+        except DesktopError:
+            raise self._gone() from None  # it is closing, or as good as gone
         try:
             session = self._ask("Target.attachToTarget", {"targetId": page, "flatten": True})["sessionId"]
             self._ask("Page.enable", session=session)
