@@ -45,6 +45,9 @@ mkdir -p "$CACHE"
 exec 9>"$CACHE/.lock"
 flock -w "$DOWNLOAD_LIMIT_S" 9 || die "another set-up has held $CACHE/.lock for $DOWNLOAD_LIMIT_S s"
 ensure_node "$NODE_MAJOR" "$NODE_MINOR"
+# Desktops: an X server, a window manager, a browser and letters for it.
+ensure_debian chromium fonts-dejavu-core openbox xvfb
+python_packages desktop examples/desktop/requirements.txt
 npm_packages tests/fixtures/mcp-server
 npm_packages tests/conformance
 npm_packages tests/clients
