@@ -45,9 +45,6 @@ mkdir -p "$CACHE"
 exec 9>"$CACHE/.lock"
 flock -w "$DOWNLOAD_LIMIT_S" 9 || die "another set-up has held $CACHE/.lock for $DOWNLOAD_LIMIT_S s"
 ensure_node "$NODE_MAJOR" "$NODE_MINOR"
-# Desktops: an X server, a window manager, a browser and letters for it.
-ensure_debian chromium fonts-dejavu-core openbox xvfb
-python_packages desktop examples/desktop/requirements.txt
 npm_packages tests/fixtures/mcp-server
 npm_packages tests/conformance
 npm_packages tests/clients
@@ -55,7 +52,9 @@ npm_packages tests/leak
 python_packages clients-v1 tests/clients/requirements-v1.txt
 python_packages clients-v2 tests/clients/requirements-v2.txt
 python_packages leak tests/leak/requirements.txt
-# OpenGL without a screen, drawn by Mesa in software.
-ensure_debian libegl1 libgl1 libgl1-mesa-dri
+# The examples. For desktops: an X server, a window manager, a browser and letters for it; for MuJoCo: OpenGL without a
+# screen, drawn by Mesa in software.
+ensure_debian chromium fonts-dejavu-core openbox xvfb libegl1 libgl1 libgl1-mesa-dri
+python_packages desktop examples/desktop/requirements.txt
 python_packages mujoco examples/mujoco/requirements.txt
 say "the tests' dependencies are in place (node $(node --version))"

@@ -27,6 +27,8 @@ from ostler_client import Ostler, OstlerError, runtime_dir
 
 # Sessions at once: no more than the pool's `max`.
 CLIENTS = 8
+# A port that was just given back is the last to be given again: so often is looked for one.
+PORT_ROUNDS = 5
 CALL_S, DEMO_S = 60.0, 240.0
 # Sets these sessions apart from those of another run.
 RUN = f"demo-{os.getpid()}"
@@ -50,6 +52,14 @@ def pendulum(links: int) -> str:
                 f'<geom type="capsule" fromto="0 0 0 0.2 0 0" size="0.04" rgba="0.9 0.4 0.1 1"/>{body}</body>')
     return ('<mujoco><worldbody><light pos="0 -1 4"/><geom type="plane" size="3 3 0.1" rgba="0.4 0.5 0.6 1"/>'
             f"{body}</worldbody></mujoco>")
+
+
+def memory(pid: int) -> int:
+    """Resident memory of a process in MiB; of what it shares with others, its part."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return round(int(line.split()[1]) / 1024)
+    raise Wrong(f"the kernel does not tell the memory of process {pid}")
 
 
 class Simulator:
@@ -81,6 +91,12 @@ class Demo:
             yield simulator
             await simulator.call("close")
 
+    @asynccontextmanager
+    async def simulators(self, name: str) -> AsyncIterator[list[Simulator]]:
+        """As many clients as there may be at once."""
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self.simulator(f"{name}{at}")) for at in range(CLIENTS)]
+
     async def instance(self, session: str) -> dict[str, Any]:
         return await asyncio.to_thread(self.ostler.instance, session, "viewer")
 
@@ -101,36 +117,39 @@ class Demo:
 
     async def concurrent(self) -> None:
         """Many clients at once, each with another model; no state mixes."""
-        async def work(links: int) -> str:
-            async with self.simulator(f"together{links}") as simulator:
-                await simulator.call("load_model", xml=pendulum(links))
-                for turn in range(1, 11):
-                    await simulator.call("step_simulation", steps=10 * links)
-                    state = await simulator.call("get_state")
-                    expect(len(state["qpos"]) == links, f"the client of {links} links sees {len(state['qpos'])}")
-                    expect(abs(state["time"] - turn * links * 0.02) < 1e-9, f"the client of {links} links is at {state['time']} s")
-                return state["session_id"]
+        async def work(simulator: Simulator, links: int) -> str:
+            await simulator.call("load_model", xml=pendulum(links))
+            for turn in range(1, 11):
+                await simulator.call("step_simulation", steps=10 * links)
+                state = await simulator.call("get_state")
+                expect(len(state["qpos"]) == links, f"the client of {links} links sees {len(state['qpos'])}")
+                expect(abs(state["time"] - turn * links * 0.02) < 1e-9, f"the client of {links} links is at {state['time']} s")
+            return state["session_id"]
 
-        begun = time.monotonic()
-        sessions = await asyncio.gather(*(work(links) for links in range(1, CLIENTS + 1)))
-        expect(len(set(sessions)) == CLIENTS, f"the sessions are not apart: {sessions}")
-        print(f"  {CLIENTS} clients, 10 turns each, in {time.monotonic() - begun:.1f} s; sessions {', '.join(sessions)}")
+        async with self.simulators("together") as simulators:
+            begun = time.monotonic()
+            sessions = await asyncio.gather(*(work(simulator, links) for links, simulator in enumerate(simulators, 1)))
+            took = time.monotonic() - begun
+            expect(len(set(sessions)) == CLIENTS, f"the sessions are not apart: {sessions}")
+            print(f"  {CLIENTS} clients, 10 turns each, in {took:.1f} s; sessions {', '.join(sessions)}")
+            held = [memory((await self.instance(session))["pid"]) for session in sessions]
+            print(f"  memory of a viewer: {min(held)} to {max(held)} MiB, {sum(held)} MiB for all; of what they share, each counts its part")
 
     async def ports(self) -> None:
         """A port for each session, given back at its end and used again."""
-        rounds: list[set[int]] = []
-        for turn in range(2):
-            async with AsyncExitStack() as stack:
-                found = []
-                for at in range(CLIENTS):
-                    simulator = await stack.enter_async_context(self.simulator(f"ports{turn}-{at}"))
-                    found.append(await self.instance((await simulator.call("load_model", xml=pendulum(1)))["session_id"]))
-                ports = {one["ports"]["viewer"] for one in found}
-                expect(len(ports) == CLIENTS, f"two sessions have one port: {found}")
-                rounds.append(ports)
-                shown = ", ".join(f"{one['session']} has {one['ports']['viewer']}" for one in found)
-                print(f"  {'again' if turn else 'first'}: {shown}")
-        print(f"  used a second time: {len(rounds[0] & rounds[1])} of {CLIENTS} ports")
+        seen: set[int] = set()
+        for turn in range(PORT_ROUNDS):
+            async with self.simulators(f"ports{turn}-") as simulators:
+                loaded = [await simulator.call("load_model", xml=pendulum(1)) for simulator in simulators]
+                found = [await self.instance(one["session_id"]) for one in loaded]
+            ports = {one["session"]: one["ports"]["viewer"] for one in found}
+            again = seen & set(ports.values())
+            expect(len(set(ports.values())) == CLIENTS, f"two sessions have one port: {ports}")
+            print(f"  {', '.join(f'{session} has {port}' for session, port in ports.items())}; used before: {len(again)}")
+            if again:
+                return
+            seen |= set(ports.values())
+        raise Wrong(f"no port was used again in {PORT_ROUNDS} rounds: is `ports.range` of ostler.toml much wider than {CLIENTS}?")
 
     async def lifecycle(self) -> None:
         """A session from its beginning to its end, as the management API tells it."""

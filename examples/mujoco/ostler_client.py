@@ -87,10 +87,20 @@ class Ostler:
         return self.request("POST", instance_path(session, server))
 
     def give_back(self, session: str, server: str) -> None:
-        self.request("DELETE", instance_path(session, server))
+        """The session has no instance of the server any more, if it had one."""
+        try:
+            self.request("DELETE", instance_path(session, server))
+        except OstlerError as error:
+            if error.status != 404:
+                raise
 
-    def open_session(self, key: str, client: str) -> dict[str, Any]:
-        return self.request("POST", "/api/v1/sessions", {"key": key, "client": client})
+    def open_session(self, key: str) -> str:
+        """The session of this key, found or begun: by the name that the API has for it."""
+        return self.request("POST", "/api/v1/sessions", {"key": key})["id"]
+
+    def instances(self) -> list[dict[str, Any]]:
+        """What runs, of all servers."""
+        return self.request("GET", "/api/v1/instances")
 
     def sessions(self) -> list[dict[str, Any]]:
         return self.request("GET", "/api/v1/sessions")

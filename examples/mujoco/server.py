@@ -37,7 +37,8 @@ MAX_CALLS = 256
 LOST_WAIT_S = 20.0
 LOST_POLL_S = 0.1
 
-Lease = tuple[int, int]
+# The instance, which of its processes, and the number of the lease: another of any is another viewer.
+Place = tuple[str, int, int | None]
 ModelId = Annotated[str | None, Field(description="Which model, if several are loaded; otherwise the one loaded last")]
 
 
@@ -46,7 +47,7 @@ class Seat:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.lease: Lease | None = None          # fence and generation of the viewer it was last connected to
+        self.place: Place | None = None          # where it was last connected to
         self.connection: ViewerConnection | None = None
 
     def drop(self) -> None:
@@ -76,7 +77,7 @@ class Viewers:
         """Performs a command on the session's viewer. What is lost is asked for anew, and the answer says so."""
         seat = self.seat(session)
         with seat.lock:
-            known = seat.lease
+            known = seat.place
             try:
                 port = self.connect(seat, session)
                 answer = self.connection(seat).call(command, **fields)
@@ -84,10 +85,10 @@ class Viewers:
                 port = self.replace(seat, session, lost)
                 answer = self.again(seat, known, command, fields, port, lost)
             except ViewerError as error:
-                if error.code == "no_model" and known not in (None, seat.lease):
+                if error.code == "no_model" and known not in (None, seat.place):
                     raise ToolError(f"{command}: {replaced(seat, port)}") from None
                 raise ToolError(f"{command}: {error}") from None
-            if known not in (None, seat.lease):
+            if known not in (None, seat.place):
                 answer["notice"] = replaced(seat, port)
             return answer
 
@@ -95,13 +96,13 @@ class Viewers:
         """Asks Ostler which viewer is the session's, and connects where it is not the one of before."""
         found = self.ostler.instance(session, VIEWER)
         try:
-            port, lease = int(found["ports"]["viewer"]), (found["fence"], found["generation"])
+            port, place = int(found["ports"]["viewer"]), (found["instance"], found["generation"], found["fence"])
         except (KeyError, TypeError) as error:
             raise OstlerError(f"Ostler's answer about the viewer lacks {error}: `{VIEWER}` needs a port named `viewer` in ostler.toml") from None
-        if lease != seat.lease or seat.connection is None:
+        if place != seat.place or seat.connection is None:
             seat.drop()
             seat.connection = ViewerConnection(port, session)
-            seat.lease = lease
+            seat.place = place
         return port
 
     def connection(self, seat: Seat) -> ViewerConnection:
@@ -123,11 +124,11 @@ class Viewers:
                 raise ToolError(f"{lost}, and there was no other within {LOST_WAIT_S:g} s (LOST_WAIT_S): see `ostler logs {VIEWER}`")
             time.sleep(LOST_POLL_S)
 
-    def again(self, seat: Seat, known: Lease | None, command: str, fields: dict[str, Any], port: int,
+    def again(self, seat: Seat, known: Place | None, command: str, fields: dict[str, Any], port: int,
               lost: ViewerLost) -> dict[str, Any]:
         """What needs no earlier state is done again on the new viewer; of anything else nobody knows whether it was done."""
         if command != "load_model":
-            now = "it answers again, and `get_state` shows what was done" if seat.lease == known else replaced(seat, port)
+            now = "it answers again, and `get_state` shows what was done" if seat.place == known else replaced(seat, port)
             raise ToolError(f"{command}: {lost}; {now}")
         try:
             return self.connection(seat).call(command, **fields)
@@ -145,8 +146,10 @@ class Viewers:
 
 
 def replaced(seat: Seat, port: int) -> str:
-    fence = seat.lease[0] if seat.lease else "?"
-    return f"the session's viewer was lost; it has a new one (fence {fence}, port {port}) without the models of before: `load_model` again"
+    assert seat.place is not None, "it was connected"
+    instance, generation, _ = seat.place
+    return (f"the session's viewer was lost; it has a new one ({instance}, process {generation}, port {port}) without the models of before: "
+            "`load_model` again")
 
 
 def session_of(context: Context) -> str:

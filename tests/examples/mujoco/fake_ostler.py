@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from support import Program
+
+
+@dataclass
+class Held:
+    """A session's lease of a viewer, and the process that it has now."""
+    program: Program
+    fence: int
+    generation: int = 1
 
 
 class FakeOstler:
@@ -18,7 +27,7 @@ class FakeOstler:
         self.path = str(folder / "api.sock")
         self.program = program
         self.lock = threading.Lock()
-        self.viewers: dict[str, tuple[Program, int]] = {}
+        self.viewers: dict[str, Held] = {}
         self.fence = 0
         self.blind = 0                           # so many further answers still tell of a viewer that has ended
         self.full = False
@@ -44,7 +53,7 @@ class FakeOstler:
             def do_DELETE(self) -> None:
                 with fake.lock:
                     fake.asked.append(f"DELETE {self.path}")
-                    fake.viewers.pop(self.path.split("/")[4])[0].stop()
+                    fake.viewers.pop(self.path.split("/")[4]).program.stop()
                     self.answer(204)
 
             def address_string(self) -> str:
@@ -61,28 +70,34 @@ class FakeOstler:
 
     def instance(self, session: str) -> dict[str, object]:
         held = self.viewers.get(session)
-        if held and held[0].process.poll() is not None and not self.blind:
-            held[0].stop()
-            held = None
         if held is None:
             self.fence += 1
-            held = self.viewers[session] = (Program(self.program), self.fence)
-        elif held[0].process.poll() is not None:
-            self.blind -= 1
-        program, fence = held
-        return {"session": session, "server": "viewer", "instance": f"viewer#{fence}", "generation": 1, "fence": fence,
-                "pid": program.process.pid, "state": "ready", "ports": {"viewer": program.port}}
+            held = self.viewers[session] = Held(Program(self.program), self.fence)
+        elif held.program.process.poll() is not None:
+            if self.blind:
+                self.blind -= 1
+            else:
+                # The lease lasts, with another process.
+                held.program.stop()
+                held.program, held.generation = Program(self.program), held.generation + 1
+        return {"session": session, "server": "viewer", "instance": f"viewer.{held.fence}", "generation": held.generation, "fence": held.fence,
+                "pid": held.program.process.pid, "state": "ready", "ports": {"viewer": held.program.port}}
+
+    def named(self, session: str) -> str:
+        """The session's viewer, as the MCP server is to name it."""
+        held = self.viewers[session]
+        return f"viewer.{held.fence}, process {held.generation}"
 
     def kill(self, session: str) -> None:
-        self.viewers[session][0].process.kill()
-        self.viewers[session][0].process.wait()
+        self.viewers[session].program.process.kill()
+        self.viewers[session].program.process.wait()
 
     def move(self, session: str) -> Program:
         """Gives the session another viewer while the one of before lives on; that is the caller's to stop."""
-        return self.viewers.pop(session)[0]
+        return self.viewers.pop(session).program
 
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-        for program, _ in self.viewers.values():
-            program.stop()
+        for held in self.viewers.values():
+            held.program.stop()

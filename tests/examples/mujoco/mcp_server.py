@@ -7,6 +7,7 @@ import base64
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from mcp import Client, StdioServerParameters
 import server
 from fake_ostler import FakeOstler
 from ostler_client import Ostler
-from support import EXAMPLE, PYTHON, START_S, Count, arm, colours, holds, picture, same, until
+from harness import Count, Picture, expect, holds, same, until
+from support import EXAMPLE, START_S, arm
 
 TOOLS = {"load_model", "step_simulation", "get_state", "set_control", "reset", "capture_render", "close"}
 META = server.SESSION_META
@@ -42,13 +44,13 @@ class Calls:
         return result.content[0].text
 
 
-def waiting(port: int) -> bool | None:
+def waiting(port: int) -> bool:
     """Whether a request lies unread at the port."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[1].endswith(f":{port:04X}") and fields[3] == "01" and int(fields[4].split(":")[1], 16):
             return True
-    return None
+    return False
 
 
 async def basics(calls: Calls, _fake: FakeOstler) -> str:
@@ -71,13 +73,11 @@ async def pictures(calls: Calls, _fake: FakeOstler) -> str:
     for _ in range(2):
         result = await calls.raw("s1", "capture_render", width=160, height=120)
         same((result.is_error, result.content[0].type, result.content[0].mime_type), (False, "image", "image/png"))
-        width, height, rows = picture(base64.b64decode(result.content[0].data))
-        same((width, height), (160, 120))
-        seen.append(rows)
+        seen.append(Picture.read(base64.b64decode(result.content[0].data)))
+        same((seen[-1].width, seen[-1].height), (160, 120))
         await calls.good("s1", "step_simulation", steps=200)
-    if seen[0] == seen[1] or colours(160, seen[0]) < 2:
-        raise AssertionError("the pictures are alike, or all one colour")
-    return f"{colours(160, seen[0])} colours"
+    expect(seen[0] != seen[1] and len(seen[0].colours) > 1, "the pictures are alike, or all one colour")
+    return f"{len(seen[0].colours)} colours"
 
 
 async def bad_input(calls: Calls, fake: FakeOstler) -> None:
@@ -97,22 +97,22 @@ async def lost_between(calls: Calls, fake: FakeOstler) -> None:
         await calls.good("s1", "load_model", xml=arm(1))
         fake.kill("s1")
         fake.blind = blind
-        holds(await calls.bad("s1", "get_state"), "lost", "load_model", f"fence {fake.fence}")
+        holds(await calls.bad("s1", "get_state"), "lost", "load_model", fake.named("s1"))
         await calls.good("s1", "load_model", xml=arm(1))
         fake.kill("s1")
         fake.blind = blind
-        holds((await calls.good("s1", "load_model", xml=arm(1)))["notice"], "lost", f"fence {fake.fence}")
+        holds((await calls.good("s1", "load_model", xml=arm(1)))["notice"], "lost", fake.named("s1"))
         if "notice" in await calls.good("s1", "get_state"):
             raise AssertionError("the loss is told twice")
     same(len((await calls.good("s2", "get_state"))["qpos"]), 2)
 
 
 async def moved(calls: Calls, fake: FakeOstler) -> None:
-    """Another fence is another viewer, even where the old one would still answer."""
+    """Another lease is another viewer, even where the old one would still answer."""
     await calls.good("s1", "load_model", xml=arm(1))
     old = fake.move("s1")
     try:
-        holds(await calls.bad("s1", "get_state"), "lost", "fence 2")
+        holds(await calls.bad("s1", "get_state"), "lost", "viewer.2, process 1")
     finally:
         old.stop()
 
@@ -120,7 +120,7 @@ async def moved(calls: Calls, fake: FakeOstler) -> None:
 async def lost_in_a_call(calls: Calls, fake: FakeOstler) -> None:
     await calls.good("s1", "load_model", xml=arm(1))
     for tool, arguments in (("step_simulation", {"steps": 5}), ("load_model", {"xml": arm(1)})):
-        program = fake.viewers["s1"][0]
+        program = fake.viewers["s1"].program
         os.kill(program.process.pid, signal.SIGSTOP)
         call = asyncio.create_task(calls.raw("s1", tool, **arguments))
         await asyncio.to_thread(until, "request at the viewer", lambda: waiting(program.port))
@@ -129,7 +129,7 @@ async def lost_in_a_call(calls: Calls, fake: FakeOstler) -> None:
         if tool == "load_model":
             holds(result.structured_content["notice"], "lost")
         else:
-            holds(result.content[0].text, "lost", "a new one", f"fence {fake.fence}", "load_model")
+            holds(result.content[0].text, "lost", "a new one", fake.named("s1"), "load_model")
             await calls.good("s1", "load_model", xml=arm(1))
 
 
@@ -165,7 +165,7 @@ def bounded() -> str:
 
 def unasked() -> None:
     env = {name: value for name, value in os.environ.items() if name != "OSTLER_SOCKET"}
-    ended = subprocess.run([PYTHON, "-B", EXAMPLE / "server.py"], env=env, capture_output=True, text=True, timeout=START_S)
+    ended = subprocess.run([sys.executable, "-B", EXAMPLE / "server.py"], env=env, capture_output=True, text=True, timeout=START_S)
     same(ended.returncode, 1)
     holds(ended.stderr, "OSTLER_SOCKET", "tell_session")
 
@@ -174,7 +174,7 @@ def played(work: Callable[[Calls, FakeOstler], Awaitable[object]], mode: str = "
     """Runs one test with an Ostler and an MCP server of its own."""
 
     async def session(fake: FakeOstler) -> object:
-        target = StdioServerParameters(command=str(PYTHON), args=["-B", str(EXAMPLE / "server.py")], env={"OSTLER_SOCKET": fake.path})
+        target = StdioServerParameters(command=sys.executable, args=["-B", str(EXAMPLE / "server.py")], env={"OSTLER_SOCKET": fake.path})
         async with Client(target, mode=mode) as client:
             return await asyncio.wait_for(work(Calls(client), fake), CALL_S)
 

@@ -8,11 +8,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 
 import protocol
 from ostler_client import ViewerConnection, ViewerError
-from support import EXAMPLE, PYTHON, START_S, STOP_S, Count, Program, arm, colours, holds, picture, same, until
+from harness import Count, Picture, expect, holds, memory, same, until
+from support import EXAMPLE, START_S, STOP_S, Program, arm
 
 ANSWER_S = 30.0
 # The mock has to be there 1,000 times at once.
@@ -71,7 +73,7 @@ def error_of(work: Callable[[], object]) -> ViewerError:
     raise AssertionError(f"no error, but {seen!r}")
 
 
-def test(name: str) -> None:
+def one(name: str) -> None:
     kind = "mock" if name.startswith("mock") else "real"
 
     def check(what: str, work: Callable[[], object]) -> None:
@@ -83,16 +85,15 @@ def test(name: str) -> None:
         def call(command: str, **fields: object) -> dict:
             return calls.call(command, **fields)
 
-        def render(**fields: object) -> tuple[int, int, bytes]:
-            return picture(base64.b64decode(call("capture_render", **fields)["png"]))
+        def render(**fields: object) -> Picture:
+            return Picture.read(base64.b64decode(call("capture_render", **fields)["png"]))
 
         def starts() -> str:
             same(call("ping")["viewer"], "mock" if kind == "mock" else "mujoco")
             same(call("ping")["session_id"], None, "session of an unbound process")
-            memory = program.memory()
-            if kind == "mock" and memory > MOCK_MEMORY:
-                raise AssertionError(f"it holds {memory} bytes, more than {MOCK_MEMORY}")
-            return f"listens after {program.took:.2f} s, {memory / 2**20:.1f} MiB"
+            held = memory([program.process.pid])
+            expect(kind != "mock" or held <= MOCK_MEMORY, f"it holds {held} bytes, more than {MOCK_MEMORY}")
+            return f"listens after {program.took:.2f} s, {held / 2**20:.1f} MiB"
 
         def loads() -> None:
             holds(str(error_of(lambda: call("get_state"))), "load_model")
@@ -128,18 +129,16 @@ def test(name: str) -> None:
 
         def pictures() -> str:
             call("reset")
-            width, height, before = render()
-            same((width, height), (320, 240))
-            same(render()[2], before, "picture of the same state")
+            before = render()
+            same((before.width, before.height), (320, 240))
+            expect(render() == before, "two pictures of the same state differ")
             call("step_simulation", steps=200)
-            if render()[2] == before:
-                raise AssertionError("the picture is the same after 200 steps")
-            seen = colours(width, before)
-            if seen < 2:
-                raise AssertionError("the picture is all one colour")
-            for size in ((1, 1), (33, 7), (protocol.MAX_SIDE, protocol.MAX_SIDE)):
-                same(render(width=size[0], height=size[1])[:2], size)
-            return f"{seen} colours"
+            expect(render() != before, "the picture is the same after 200 steps")
+            expect(len(before.colours) > 1, "the picture is all one colour")
+            for width, height in ((1, 1), (33, 7), (protocol.MAX_SIDE, protocol.MAX_SIDE)):
+                sized = render(width=width, height=height)
+                same((sized.width, sized.height), (width, height))
+            return f"{len(before.colours)} colours"
 
         def models() -> None:
             alone = render(width=321)
@@ -149,9 +148,8 @@ def test(name: str) -> None:
             call("step_simulation", steps=10, model_id="other")
             same(call("get_state", model_id="model"), before, "the other model's state")
             render()                             # of another size, so that the next one needs a renderer of its own
-            if render(width=321) == alone:
-                raise AssertionError("two models look alike")
-            same(render(width=321, model_id="model") == alone, True, "whether a picture is the same after one of another model")
+            expect(render(width=321) != alone, "two models look alike")
+            expect(render(width=321, model_id="model") == alone, "a picture is another after one of another model")
             for at in range(protocol.MAX_MODELS - 2):
                 call("load_model", xml=arm(1), model_id=f"m{at}")
             holds(str(error_of(lambda: call("load_model", xml=arm(1), model_id="more"))), "MAX_MODELS")
@@ -205,12 +203,12 @@ def test(name: str) -> None:
             for raw in some:
                 raw.close()
 
-            def room() -> bool | None:
+            def room() -> bool:
                 raw = Raw(program.port)
                 try:
-                    return raw.ask(b'{"command":"ping"}')["ok"] or None
+                    return raw.ask(b'{"command":"ping"}')["ok"]
                 except (OSError, ValueError):
-                    return None
+                    return False
                 finally:
                     raw.close()
 
@@ -251,7 +249,7 @@ def test(name: str) -> None:
 
         def refused_ports() -> None:
             for argument, part in ((str(program.port), "in use"), ("70000", "usage"), ("x", "usage")):
-                ended = subprocess.run([PYTHON, "-B", EXAMPLE / name, argument], capture_output=True, text=True, timeout=START_S)
+                ended = subprocess.run([sys.executable, "-B", EXAMPLE / name, argument], capture_output=True, text=True, timeout=START_S)
                 same(ended.returncode, 1, "exit status")
                 holds(ended.stderr, part)
 
@@ -267,3 +265,8 @@ def test(name: str) -> None:
         ):
             check(what, work)
         calls.close()
+
+
+def test() -> None:
+    for name in ("mock_viewer.py", "viewer.py"):
+        one(name)

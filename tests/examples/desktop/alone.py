@@ -1,10 +1,4 @@
-"""
-The desktop's MCP server, tool by tool, on real desktops: see README.md.
-
-    .cache/python-desktop/bin/python tests/desktop/run.py     # needs scripts/setup-test-deps.sh
-
-The last line is `N passed, M failed`; the exit status is 0 when M is 0.
-"""
+"""The desktop's MCP server, tool by tool, on real desktops and without Ostler: see ../README.md."""
 
 from __future__ import annotations
 
@@ -28,7 +22,8 @@ from pathlib import Path
 
 from mcp import Client, StdioServerParameters
 
-from harness import EXAMPLE, MARK, Colour, Count, Picture, expect, filled, listening, page, processes, until
+from harness import MARK, Colour, Picture, check, end, expect, processes, until
+from support import EXAMPLE, filled, listening, page
 
 START_S, ANSWER_S, SEEN_S = 60.0, 25.0, 10.0
 # After the end of input or a signal, everything must be gone within this (the promise is 2 s, on a busy machine more).
@@ -41,8 +36,6 @@ MOST = 0.7
 folder = Path(tempfile.mkdtemp(prefix="dt-"))
 mark = str(uuid.uuid4())
 sessions: set[int] = set()
-count = Count()
-check = count.check
 
 
 def environment() -> dict[str, str]:
@@ -513,20 +506,14 @@ def outcome(test: Callable[[], None]) -> Callable[[], None]:
 
 def left_behind() -> None:
     left = processes(mark, sessions)
-    for pid in left:  # ours by the mark or the POSIX session: leave none behind
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    end(left)
     expect(not left, f"processes {left} are left")
     expect(not list(folder.iterdir()), f"{list(folder.iterdir())} are left")
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def test() -> None:
     try:
         check("the suite ran to its end", main)
     finally:
         check("nothing is left behind", left_behind)
         shutil.rmtree(folder, ignore_errors=True)
-    count.end()
