@@ -53,7 +53,7 @@ class Turn:
 
     def page(self) -> str:
         red, green, blue = self.colour
-        return page(f"<body style='margin:0;background:rgb({red},{green},{blue});color:black;font:bold 120px sans-serif;"
+        return page(f"<body style='margin:0;background:rgb({red},{green},{blue});color:white;font:bold 120px sans-serif;"
                     f"display:grid;place-items:center;height:100vh'>{self.name}", self.name)
 
 
