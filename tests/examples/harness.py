@@ -32,7 +32,7 @@ ARTEFACTS = Path(os.environ.get("OSTLER_TEST_ARTEFACTS", ROOT / "target" / "arte
 # In the environment of everything that a test starts.
 MARK = "OSTLER_TEST_MARK"
 # Longest for a daemon to begin, to end, to answer, and after its end for the last process to be gone.
-UP_S, DOWN_S, ANSWER_S, EMPTY_S = 30.0, 60.0, 60.0, 5.0
+UP_S, DOWN_S, ANSWER_S, EMPTY_S = 30.0, 120.0, 60.0, 5.0
 # Between two looks at what is waited for.
 LOOK_S = 0.02
 

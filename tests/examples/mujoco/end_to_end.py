@@ -193,6 +193,7 @@ processes = {MOCKS + 1}
 sessions = {MOCKS + 100}
 memory = "20GiB"
 cleanups = 50
+shutdown = "100s"
 
 [ports]
 range = "{spread(ports)}"
