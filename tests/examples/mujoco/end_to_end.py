@@ -4,6 +4,7 @@ handed out, the demonstrations, and 1,000 mocks at once."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -96,9 +97,9 @@ class Twenty:
         for what in ("instance", "pid", "fence"):
             same(len({one[what] for one in self.held}), SESSIONS, f"different values of `{what}`")
         same(len(self.ports()), SESSIONS, "ports")
-        known = {one["id"]: one["instances"] for one in self.ostler.sessions()}
+        known = {one["id"]: json.dumps(one["instances"]) for one in self.ostler.sessions()}
         for one in self.held:
-            expect(one["instance"] in known.get(one["session"], []), f"session {one['session']} is not said to hold {one['instance']}: {known}")
+            holds(known[one["session"]], f'"{one["instance"]}"')
         return f"{memory(one['pid'] for one in self.held) / SESSIONS / 2**20:.0f} MiB for each viewer"
 
     def ports(self) -> set[int]:
