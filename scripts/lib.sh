@@ -48,6 +48,20 @@ ensure_python() {
     || die "Python 3.10 or newer with venv is missing. Install it: sudo apt-get install -y python3 python3-venv"
 }
 
+# ensure_debian PACKAGE...: the Debian packages, installed where they are missing; only root can.
+ensure_debian() {
+  local package missing=()
+  command -v dpkg-query >/dev/null || die "this needs what Debian has in these packages: $*; there is no dpkg-query here to look for them"
+  for package in "$@"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  done
+  if [ ${#missing[@]} -eq 0 ]; then return; fi
+  [ "$(id -u)" -eq 0 ] || die "Debian packages are missing. Install them: sudo apt-get install -y --no-install-recommends ${missing[*]}"
+  say "installing the Debian packages ${missing[*]}"
+  download apt-get update -q
+  download env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
 # ensure_node MAJOR MINOR: puts a node of at least that version on the PATH, from PyPI if need be.
 ensure_node() {
   if node_is_at_least "$1" "$2"; then return; fi

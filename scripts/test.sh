@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test: the workspace's own, then the official conformance suite and real MCP clients against
+# Every test: the workspace's own, then the official conformance suite, real MCP clients and the examples against
 # the binary. Installs what it needs first. Each step has a time limit; all steps run even if one
 # fails. The last line is `N passed, M failed`; the exit status is 0 when M is 0.
 set -euo pipefail
@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$ROOT"
 
 # Limits in seconds. A cold build takes most of the first on two cores; the others take a minute or two.
-CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420 LEAK_LIMIT_S=420
+CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420 LEAK_LIMIT_S=420 MUJOCO_LIMIT_S=240 DESKTOP_LIMIT_S=240
 
 passed=0 failed=0 running=
 logs=$(mktemp -d)
@@ -95,14 +95,21 @@ node_step harness node --test --test-reporter=tap tests/conformance/verdicts.tes
 OSTLER_BIN=$(target_dir)/debug/ostler
 if [ -x "$OSTLER_BIN" ]; then
   export OSTLER_BIN
+  # What is kept of a run.
+  export OSTLER_TEST_ARTEFACTS=${OSTLER_TEST_ARTEFACTS:-$(dirname "$(dirname "$OSTLER_BIN")")/artefacts}
   counted_step conformance "$CONFORMANCE_LIMIT_S" node tests/conformance/run.mjs
   counted_step clients "$CLIENTS_LIMIT_S" node tests/clients/run.mjs
   counted_step leak "$LEAK_LIMIT_S" node tests/leak/run.mjs
+  counted_step mujoco "$MUJOCO_LIMIT_S" python3 tests/examples/mujoco/run.py
+  counted_step desktop "$DESKTOP_LIMIT_S" python3 tests/examples/desktop/run.py
+  say "pictures to be looked at: $OSTLER_TEST_ARTEFACTS"
 else
   say "there is no $OSTLER_BIN: it did not build"
   add conformance 1 0 1
   add clients 1 0 1
   add leak 1 0 1
+  add mujoco 1 0 1
+  add desktop 1 0 1
 fi
 
 say "summary"
