@@ -67,6 +67,8 @@ pub struct Session {
     went_idle: Arc<Notify>,
     /// Told when no call runs any more.
     quiet: Notify,
+    /// Told when it has ended.
+    over: Notify,
 }
 
 /// The server that a legacy session is about.
@@ -97,6 +99,11 @@ pub struct Busy {
 impl Busy {
     /// The session.
     pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The same, for who keeps it.
+    pub fn shared_session(&self) -> &Arc<Session> {
         &self.session
     }
 }
@@ -146,6 +153,19 @@ impl Session {
                 return;
             }
             quiet.await;
+        }
+    }
+
+    /// Resolves when it has ended.
+    pub async fn until_ended(&self) {
+        loop {
+            // Listening before the look, so that the end does not fall in between.
+            let mut over = std::pin::pin!(self.over.notified());
+            over.as_mut().enable();
+            if self.ended() {
+                return;
+            }
+            over.await;
         }
     }
 
@@ -279,6 +299,7 @@ impl Session {
     /// Ends what it holds. Only the table calls this, once.
     async fn end(&self) {
         self.ended.store(true, Ordering::Release);
+        self.over.notify_waiters();
         self.outbox.end();
         self.lock().ended.clear();
         // Who is just starting one finds the session ended, and leaves it himself.
@@ -529,7 +550,13 @@ impl Sessions {
             streams: Mutex::default(),
             went_idle: Arc::clone(&self.changed),
             quiet: Notify::new(),
+            over: Notify::new(),
         }
+    }
+
+    /// This principal's modern session of this key, where there is one. None is opened.
+    pub fn known(&self, principal: &str, key: &str) -> Option<Arc<Session>> {
+        self.get(&id_of(principal, key))
     }
 
     /// The session that shows this secret.

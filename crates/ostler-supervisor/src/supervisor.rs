@@ -9,7 +9,7 @@ use ostler_domain::event::Happening;
 use ostler_domain::instance::Event;
 use ostler_domain::ports::PortFigures;
 use ostler_domain::{Era, Generation, Scope};
-use ostler_mcp::version::InitializeResult;
+use ostler_mcp::version::{self, InitializeResult};
 use ostler_os::Spawner;
 use ostler_store::TreeRecord;
 use tokio::time::Instant;
@@ -318,6 +318,32 @@ impl Supervisor {
         self.acquire(server, caller, Some(Era::Modern), owner).await.map(|(_, lease)| lease)
     }
 
+    /// The same for a call that Ostler makes itself, and can make in either era.
+    pub(crate) async fn shared_of_any_era(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<Lease, Unavailable> {
+        let owner = |server: &Server| (shared_owner(server, caller), None);
+        self.acquire_any_era(server, caller, owner).await
+    }
+
+    /// An instance of the modern era, or of the legacy one where the server has no other.
+    async fn acquire_any_era(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+        owner: impl Fn(&Server) -> (Owner, Option<Arc<str>>),
+    ) -> Result<Lease, Unavailable> {
+        if server.only_era() != Some(Era::Legacy) {
+            match self.acquire(server, caller, Some(Era::Modern), &owner).await {
+                Err(Unavailable::WrongEra(_, Era::Modern)) => {}
+                other => return other.map(|(_, lease)| lease),
+            }
+        }
+        self.acquire(server, caller, Some(Era::Legacy), &owner).await.map(|(_, lease)| lease)
+    }
+
     /// This caller's modern session of this key; the one that it has without saying a key, where that is empty. Opened where
     /// it is not there yet.
     ///
@@ -362,6 +388,31 @@ impl Supervisor {
         server: &Arc<Server>,
         caller: &Caller,
     ) -> Result<Own, Unavailable> {
+        let own = self.own(session, server, caller, false).await?;
+        match own.snapshot.era {
+            // A modern client could not speak with it.
+            Some(Era::Legacy) => Err(Unavailable::WrongEra(server.spec.name.clone(), Era::Modern)),
+            _ => Ok(own),
+        }
+    }
+
+    /// The same for a call that Ostler makes itself, and can make in either era.
+    pub(crate) async fn own_instance_of_any_era(
+        &self,
+        session: &Arc<Session>,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<Own, Unavailable> {
+        self.own(session, server, caller, true).await
+    }
+
+    async fn own(
+        &self,
+        session: &Arc<Session>,
+        server: &Arc<Server>,
+        caller: &Caller,
+        any_era: bool,
+    ) -> Result<Own, Unavailable> {
         let name = &server.spec.name;
         if server.spec.scope != Scope::Session {
             let scope = server.spec.scope.as_str();
@@ -382,9 +433,12 @@ impl Supervisor {
         }
         if seat.is_none() {
             let owner = Owner::Session(Arc::clone(&session.handle));
+            let owner = |_: &Server| (owner.clone(), Some(Arc::from(version::unasked_initialize_params())));
             let era = server.spec.transport.is_mcp().then_some(Era::Modern);
-            let lease = self.acquire(server, caller, era, |_| (owner.clone(), None)).await?.1;
-            *seat = Some(lease);
+            *seat = Some(match any_era {
+                true => self.acquire_any_era(server, caller, owner).await?,
+                false => self.acquire(server, caller, era, owner).await?.1,
+            });
         }
         if session.ended() {
             drop(seat);
