@@ -54,12 +54,11 @@ impl Running {
         Cancellable { of: self, key, cancelled }
     }
 
-    /// Cancels a request of this session; all of its requests, where none is named.
-    fn cancel(&self, session: &[u8], id: Option<&[u8]>) {
-        for ((of, request), cancelled) in self.lock().iter() {
-            if *of == *session && id.is_none_or(|id| **request == *id) {
-                cancelled.notify_one();
-            }
+    /// Cancels a request of this session.
+    fn cancel(&self, session: &[u8], id: &[u8]) {
+        let key = (Bytes::copy_from_slice(session), Bytes::copy_from_slice(id));
+        if let Some(cancelled) = self.lock().get(&key) {
+            cancelled.notify_one();
         }
     }
 
@@ -102,13 +101,8 @@ pub(super) async fn handle(
     };
     match head.method {
         Method::POST => post(desk, &head.headers, body).await,
-        Method::DELETE => {
-            if let Some(session) = header(&head.headers, SESSION_ID) {
-                gateway.running.cancel(session, None);
-            }
-            empty(StatusCode::OK)
-        }
-        other => Refusal::method("POST, DELETE", format!("{other} is not served here")).reply(None),
+        // There is no stream to read and, since nothing is kept of a session, none to delete.
+        other => Refusal::method("POST", format!("{other} is not served here")).reply(None),
     }
 }
 
@@ -132,7 +126,7 @@ async fn post(desk: Desk, headers: &HeaderMap, body: Incoming) -> Reply {
             if let (Some(session), Some(id)) = (header(headers, SESSION_ID), &envelope.inner.request_id)
                 && &*envelope.method == "notifications/cancelled"
             {
-                gateway.running.cancel(session, Some(&body[id.clone()]));
+                gateway.running.cancel(session, &body[id.clone()]);
             }
             empty(StatusCode::ACCEPTED)
         }
@@ -395,10 +389,8 @@ mod tests {
             let cancelled = Arc::clone(&request.cancelled);
             async move { tokio::time::timeout(Duration::ZERO, cancelled.notified()).await.is_ok() }
         };
-        running.cancel(b"mine", Some(b"1"));
+        running.cancel(b"mine", b"1");
         assert!(is_cancelled(&one).await && !is_cancelled(&two).await && !is_cancelled(&other).await);
-        running.cancel(b"mine", None);
-        assert!(is_cancelled(&two).await && !is_cancelled(&other).await);
         drop((one, two, other));
         assert!(running.lock().is_empty(), "nothing is kept of what is over");
     }
