@@ -322,7 +322,8 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn follow_run(&self, wanted: &RunMany) -> Result<RunStream, ClientError> {
         let ask = Ask { route: &routes::RUN, values: &[], query: "", accept: ACCEPT_EVENTS };
-        let (response, connection) = within(ask.route, LOOKUP_LIMIT, self.send(ask, written(wanted)?)).await?;
+        let (response, connection) =
+            within(ask.route, LOOKUP_LIMIT, self.send(ask, written(wanted)?)).await?;
         Ok(RunStream::new(response.into_body(), connection))
     }
 

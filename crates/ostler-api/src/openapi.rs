@@ -134,7 +134,10 @@ fn success(answer: Answer) -> (&'static str, ResponseBuilder) {
         }
         Answer::Followed(ty, event) => {
             let events = Content::new(Some(reference(event)));
-            ("200", json("Done; or events as it goes on.", reference(ty)).content("text/event-stream", events))
+            (
+                "200",
+                json("Done; or events as it goes on.", reference(ty)).content("text/event-stream", events),
+            )
         }
         Answer::Lines(ty) => {
             let lines = ResponseBuilder::new()

@@ -685,8 +685,10 @@ mod tests {
             {"index":2,"server":"a","tool":"t","ok":false,"begun":false,"took_ms":0,
              "error":{"code":-31004,"message":"not begun: it ended"}}]}"#;
         let table = report(&serde_json::from_str(text).expect("a report"));
-        let lines: Vec<Vec<&str>> =
-            table.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
+        let lines: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
         assert_eq!(lines[1], ["0", "a/t", "7 ms", "ok", "two lines"]);
         assert_eq!(lines[2], ["1", "a/t", "1 ms", "failed", "no tool `t`"]);
         assert_eq!(lines[3], ["2", "a/t", "-", "failed", "not begun: it ended"]);

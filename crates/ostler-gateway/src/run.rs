@@ -83,7 +83,8 @@ impl Run {
             () = ended(busy.as_ref().map(Busy::session)) => {}
             () = calls.buffer_unordered(at_once).collect() => {}
         }
-        let why = busy.as_ref().map(|busy| format!("the session {} of this run ended", busy.session().handle));
+        let why =
+            busy.as_ref().map(|busy| format!("the session {} of this run ended", busy.session().handle));
         tally.report(&why.unwrap_or_default(), millis(started))
     }
 }
@@ -225,8 +226,12 @@ impl Tally {
         };
         state.parts[index] = 1.0;
         state.done += 1;
-        let text =
-            format!("{} of {} done: {} {how}, {took_ms} ms", state.done, state.results.len(), state.name(index));
+        let text = format!(
+            "{} of {} done: {} {how}, {took_ms} ms",
+            state.done,
+            state.results.len(),
+            state.name(index)
+        );
         state.tell(text, 0.0);
         refused
     }
@@ -294,7 +299,8 @@ mod tests {
     use super::*;
 
     fn calls(count: usize) -> Vec<RunCall> {
-        let call = RunCall { server: "s".to_owned(), tool: "t".to_owned(), arguments: None, session_id: None };
+        let call =
+            RunCall { server: "s".to_owned(), tool: "t".to_owned(), arguments: None, session_id: None };
         vec![call; count]
     }
 

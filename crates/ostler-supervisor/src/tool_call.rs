@@ -127,9 +127,8 @@ impl ToolCall {
         heard: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<ToolResult, CallFailed> {
         let server = self.find(supervisor)?;
-        let concerned = self.session.is_some()
-            || server.spec.scope == Scope::Session
-            || server.spec.tell_session;
+        let concerned =
+            self.session.is_some() || server.spec.scope == Scope::Session || server.spec.tell_session;
         if !concerned {
             return self.on(supervisor, caller, &server, None, heard).await;
         }
@@ -381,7 +380,9 @@ fn read(supervisor: &Supervisor, tool: &str, answer: &Answer) -> Result<ToolResu
     if answer.kind != Kind::Result {
         let refused = serde_json::from_slice::<Refused>(&body);
         return Err(refused.map_or_else(
-            |_| CallFailed::new(rpc::INVALID_REQUEST, "the server answered with an error that cannot be read"),
+            |_| {
+                CallFailed::new(rpc::INVALID_REQUEST, "the server answered with an error that cannot be read")
+            },
             |Refused { error }| CallFailed { code: error.code, message: error.message, data: error.data },
         ));
     }

@@ -98,9 +98,13 @@ mod tests {
     #[test]
     fn the_command_line_goes_before_the_file() {
         let dir = tempfile::tempdir().expect("a directory");
-        let text = r#"{"calls": [{"server": "s", "tool": "t"}], "concurrent": true, "limit": 3, "session_id": "f"}"#;
+        let text =
+            r#"{"calls": [{"server": "s", "tool": "t"}], "concurrent": true, "limit": 3, "session_id": "f"}"#;
         let read = |concurrent| wanted(args(dir.path(), text, concurrent)).expect("calls");
-        assert_eq!((read(None).limit, read(Some(None)).limit, read(Some(Some(9))).limit), (Some(3), Some(3), Some(9)));
+        assert_eq!(
+            (read(None).limit, read(Some(None)).limit, read(Some(Some(9))).limit),
+            (Some(3), Some(3), Some(9))
+        );
         assert_eq!(read(None).session_id.as_deref(), Some("k"));
         let wrong = wanted(args(dir.path(), r#"{"calls": [{"server": "s"}]}"#, None)).expect_err("no tool");
         assert_eq!(wrong.exit(), crate::exit::Exit::Usage);

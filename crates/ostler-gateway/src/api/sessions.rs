@@ -8,8 +8,8 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{Request, StatusCode};
 use ostler_api::{NewSession, OpenedSession, OwnInstanceView};
-use ostler_supervisor::{Caller, Session};
 use ostler_supervisor::session::NoSession;
+use ostler_supervisor::{Caller, Session};
 
 use super::{App, Failure, find_server, missing, read, views};
 use crate::Gateway;

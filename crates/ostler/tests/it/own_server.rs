@@ -27,7 +27,10 @@ fn daemon() -> Daemon {
 /// What `/mcp/ostler` answers on the unix socket to a message with these headers: status, head and body.
 fn local(daemon: &Daemon, headers: &[(&str, &str)], message: &Value) -> (u16, String, Value) {
     let body = message.to_string();
-    let mut head = format!("POST /mcp/ostler HTTP/1.1\r\nHost: ostler\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut head = format!(
+        "POST /mcp/ostler HTTP/1.1\r\nHost: ostler\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     for (name, value) in JSON.iter().chain(headers) {
         head += &format!("{name}: {value}\r\n");
     }
@@ -79,7 +82,11 @@ fn at_the_socket_a_legacy_client_does_what_the_api_does() {
     let tools = local(&daemon, &[], &request(1, "tools/list", &json!({}))).2;
     assert_eq!(names(&tools, "tools", "name").len(), 10, "{tools}");
 
-    let spawned = call(&daemon, "spawn_process", &json!({"name": "nap", "command": ["sh", "-c", "echo hi; exec sleep 1000"]}));
+    let spawned = call(
+        &daemon,
+        "spawn_process",
+        &json!({"name": "nap", "command": ["sh", "-c", "echo hi; exec sleep 1000"]}),
+    );
     let pid = given(&spawned)["instance"]["pid"].as_u64().expect("it runs");
     let listed = call(&daemon, "list_processes", &json!({"kind": "process"}));
     assert_eq!(given(&listed)["processes"][0]["pid"], pid);
@@ -87,8 +94,12 @@ fn at_the_socket_a_legacy_client_does_what_the_api_does() {
         let logs = call(&daemon, "get_process_logs", &json!({"name": "nap", "lines": 5}));
         given(&logs)["lines"].as_array().expect("lines").iter().any(|line| line["text"] == "hi")
     });
-    let read = local(&daemon, &[], &request(1, "resources/read", &json!({"uri": "ostler://processes/nap/logs"}))).2;
-    assert!(read["result"]["contents"][0]["text"].as_str().is_some_and(|text| text.contains("\"hi\"")), "{read}");
+    let read =
+        local(&daemon, &[], &request(1, "resources/read", &json!({"uri": "ostler://processes/nap/logs"}))).2;
+    assert!(
+        read["result"]["contents"][0]["text"].as_str().is_some_and(|text| text.contains("\"hi\"")),
+        "{read}"
+    );
     let stopped = call(&daemon, "stop_process", &json!({"name": "nap"}));
     assert_eq!(given(&stopped)["processes"][0]["state"], "stopped");
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "nothing of it is left");
@@ -105,18 +116,26 @@ fn at_the_socket_a_legacy_client_does_what_the_api_does() {
 #[test]
 fn what_is_wrong_is_said_with_what_to_do() {
     let daemon = daemon();
-    assert!(refused(&call(&daemon, "stop_process", &json!({"name": "fkae"}))).contains("did you mean `fake`"));
+    assert!(
+        refused(&call(&daemon, "stop_process", &json!({"name": "fkae"}))).contains("did you mean `fake`")
+    );
     assert!(refused(&call(&daemon, "stop_process", &json!({"nmae": "x"}))).contains("unknown field `nmae`"));
     assert!(refused(&call(&daemon, "spawn_process", &json!({"command": []}))).contains("command"));
-    assert!(refused(&call(&daemon, "get_process_logs", &json!({"name": "fake", "lines": 0}))).contains("1 to 1000"));
-    assert!(refused(&call(&daemon, "cleanup_session", &json!({"session_id": format!("ses_{:032x}", 7)})))
-        .contains("no such session"));
+    assert!(
+        refused(&call(&daemon, "get_process_logs", &json!({"name": "fake", "lines": 0})))
+            .contains("1 to 1000")
+    );
+    assert!(
+        refused(&call(&daemon, "cleanup_session", &json!({"session_id": format!("ses_{:032x}", 7)})))
+            .contains("no such session")
+    );
     assert_eq!(code(&call(&daemon, "no_such_tool", &json!({}))), -32602);
     let legacy = |method: &str, params: Value| local(&daemon, &[], &request(1, method, &params));
     assert_eq!(code(&legacy("resources/read", json!({"uri": "ostler://nothing"})).2), -32002);
     assert_eq!(code(&legacy("tools/list", json!({"cursor": "x"})).2), -32602);
     assert_eq!(code(&legacy("prompts/list", json!({})).2), -32601);
-    let lacking = request(1, "tools/list", &json!({"_meta": {"io.modelcontextprotocol/protocolVersion": MODERN}}));
+    let lacking =
+        request(1, "tools/list", &json!({"_meta": {"io.modelcontextprotocol/protocolVersion": MODERN}}));
     let (status, _, answer) = local(&daemon, &[], &lacking);
     assert_eq!((status, code(&answer)), (400, -32602), "{answer}");
 }
@@ -126,10 +145,12 @@ fn what_is_wrong_is_said_with_what_to_do() {
 async fn over_the_network_a_client_has_its_own_sessions_only() {
     let daemon = daemon();
     let http = Http::new(daemon.address());
-    let found = post_modern(&http, "ostler", &modern(request(1, "server/discover", &json!({})))).await.answer().await;
+    let found =
+        post_modern(&http, "ostler", &modern(request(1, "server/discover", &json!({})))).await.answer().await;
     assert_eq!(found["result"]["supportedVersions"], json!([MODERN]));
     assert_eq!(found["result"]["capabilities"], json!({"tools": {}}));
-    let tools = post_modern(&http, "ostler", &modern(request(1, "tools/list", &json!({})))).await.answer().await;
+    let tools =
+        post_modern(&http, "ostler", &modern(request(1, "tools/list", &json!({})))).await.answer().await;
     assert_eq!(
         names(&tools, "tools", "name"),
         ["create_session", "get_session_stats", "cleanup_session", "run_many"]
@@ -165,7 +186,10 @@ async fn over_the_network_a_client_has_its_own_sessions_only() {
     let again = call("get_session_stats", json!({"session_id": key})).await;
     assert!(refused(&again).starts_with("no such session"), "{again}");
 
-    assert_eq!(http.send(Method::GET, "/mcp/ostler", &[("accept", "text/event-stream")], "").await.status, 405);
+    assert_eq!(
+        http.send(Method::GET, "/mcp/ostler", &[("accept", "text/event-stream")], "").await.status,
+        405
+    );
     let foreign = [&JSON[..], &[("origin", "https://evil.example")]].concat();
     let reply = http.send(Method::POST, "/mcp/ostler", &foreign, initialize().to_string()).await;
     assert_eq!(reply.status, 403);

@@ -15,7 +15,10 @@ use crate::support::{Daemon, wait_until};
 fn daemon() -> Daemon {
     let fake = ostler_testkit::fake::path();
     let server = |name: &str, era: &str, scope: &str| {
-        format!("[servers.{name}]\ncommand = \"{}\"\nargs = [\"{era}\"]\nscope = \"{scope}\"\n", fake.display())
+        format!(
+            "[servers.{name}]\ncommand = \"{}\"\nargs = [\"{era}\"]\nscope = \"{scope}\"\n",
+            fake.display()
+        )
     };
     let config = server("old", "legacy", "shared")
         + &server("new", "modern", "principal")
@@ -75,7 +78,8 @@ async fn results_stand_in_order_and_one_failure_stops_no_other() {
         let answer = messages.pop().expect("an answer");
         let report = &answer["result"]["structuredContent"];
         assert_eq!((&report["ok"], &report["failed"]), (&json!(4), &json!(2)), "{report}");
-        let indices: Vec<&Value> = report["results"].as_array().expect("results").iter().map(|r| &r["index"]).collect();
+        let indices: Vec<&Value> =
+            report["results"].as_array().expect("results").iter().map(|r| &r["index"]).collect();
         assert_eq!(indices, [0, 1, 2, 3, 4, 5]);
         assert_eq!((said(report, 0), said(report, 3), said(report, 5)), ("first", "steps", "last"));
         assert_eq!(report["results"][1]["error"]["code"], -32602);
@@ -83,10 +87,14 @@ async fn results_stand_in_order_and_one_failure_stops_no_other() {
         assert!(unknown.contains("no server is called `nobody`"), "{unknown}");
         let told: Value = serde_json::from_str(said(report, 4)).expect("JSON");
         assert_eq!(told["error"]["code"], -32601, "{told}");
-        assert!(told["error"]["message"].as_str().is_some_and(|why| why.contains("cannot be asked")), "{told}");
+        assert!(
+            told["error"]["message"].as_str().is_some_and(|why| why.contains("cannot be asked")),
+            "{told}"
+        );
 
         assert!(messages.iter().all(|note| note["params"]["progressToken"] == "p"), "{messages:?}");
-        let progress: Vec<f64> = messages.iter().filter_map(|note| note["params"]["progress"].as_f64()).collect();
+        let progress: Vec<f64> =
+            messages.iter().filter_map(|note| note["params"]["progress"].as_f64()).collect();
         assert!(progress.is_sorted_by(|one, next| one < next), "it only grows: {progress:?}");
         assert_eq!((progress.last(), &messages[0]["params"]["total"]), (Some(&6.0), &json!(6)));
         let text = messages.last().expect("progress")["params"]["message"].as_str().expect("a text");
@@ -108,12 +116,17 @@ async fn a_session_has_its_own_process_in_either_era() {
     }
     let (_, sessions) = over_socket(&daemon, "GET", "/api/v1/sessions", "");
     let sessions: Value = serde_json::from_str(&sessions).expect("JSON");
-    let ids: BTreeSet<&str> = sessions.as_array().expect("a list").iter().filter_map(|s| s["id"].as_str()).collect();
+    let ids: BTreeSet<&str> =
+        sessions.as_array().expect("a list").iter().filter_map(|s| s["id"].as_str()).collect();
     assert_eq!(ids.len(), 2, "a session is one for both servers: {sessions}");
     for id in ids {
         assert_eq!(over_socket(&daemon, "DELETE", &format!("/api/v1/sessions/{id}"), "").0, 204);
     }
-    wait_until("their processes are gone with them", || daemon.ps().iter().all(|row| !row["server"].as_str().is_some_and(|name| name.starts_with("own")) || row["pid"].is_null()));
+    wait_until("their processes are gone with them", || {
+        daemon.ps().iter().all(|row| {
+            !row["server"].as_str().is_some_and(|name| name.starts_with("own")) || row["pid"].is_null()
+        })
+    });
 }
 
 #[tokio::test]
@@ -198,7 +211,8 @@ async fn a_legacy_client_cancels_its_own_request() {
         }
     });
     wait_until("it runs", || running(&daemon, "new") == 1);
-    let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "mine"}});
+    let cancel =
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "mine"}});
     assert_eq!(http.post("ostler", &[("mcp-session-id", "another")], &cancel).await.status, 202);
     assert_eq!(running(&daemon, "new"), 1, "it is not the other's");
     assert_eq!(http.post("ostler", &[("mcp-session-id", &session)], &cancel).await.status, 202);
@@ -227,7 +241,12 @@ async fn the_api_and_the_command_line_run_the_same() {
     let cli = |args: &[&str], calls: &Value| {
         let mut child = daemon.ostler();
         child.arg("run-many").args(args).arg("-");
-        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut child = child
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
         child.stdin.take().expect("its input").write_all(calls.to_string().as_bytes()).expect("it reads");
         child.wait_with_output().expect("it ends")
     };
@@ -235,7 +254,9 @@ async fn the_api_and_the_command_line_run_the_same() {
     assert_eq!(output.status.code(), Some(1), "{}", err(&output));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((said(&report, 0), &report["ok"]), ("one", &json!(2)));
-    assert!(err(&output).contains("3 of 3 done: call ") && err(&output).contains("error: 1 of 3 calls failed"));
+    assert!(
+        err(&output).contains("3 of 3 done: call ") && err(&output).contains("error: 1 of 3 calls failed")
+    );
     let well = json!({"calls": [call("new", "echo", json!({"text": "well"}))]});
     let output = cli(&[], &well);
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));

@@ -236,7 +236,10 @@ impl Desk {
 
 fn read<T: DeserializeOwned>(tool: &Tool, arguments: &[u8]) -> Result<T, String> {
     serde_json::from_slice(arguments).map_err(|error| {
-        format!("the arguments of `{}` are not what it takes: {error}; `tools/list` describes them", tool.name)
+        format!(
+            "the arguments of `{}` are not what it takes: {error}; `tools/list` describes them",
+            tool.name
+        )
     })
 }
 

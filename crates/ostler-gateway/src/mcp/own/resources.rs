@@ -39,9 +39,7 @@ pub(super) fn listed() -> Value {
 
 /// What `resources/templates/list` says.
 pub(super) fn templates() -> Value {
-    let shown = |(uri, name, about): &(&str, &str, &str)| {
-        json!({"uriTemplate": uri, "name": name, "description": about, "mimeType": JSON})
-    };
+    let shown = |(uri, name, about): &(&str, &str, &str)| json!({"uriTemplate": uri, "name": name, "description": about, "mimeType": JSON});
     TEMPLATES.iter().map(shown).collect()
 }
 
@@ -69,7 +67,9 @@ fn tool_of(uri: &str) -> Option<(&'static str, Value)> {
 pub(super) async fn read(desk: &Desk, uri: &str) -> Result<Value, String> {
     let found = tool_of(uri).and_then(|(name, arguments)| Some((tools::find(name)?, arguments)));
     let Some((tool, arguments)) = found else {
-        return Err(format!("no resource `{uri}`; `resources/list` and `resources/templates/list` say which there are"));
+        return Err(format!(
+            "no resource `{uri}`; `resources/list` and `resources/templates/list` say which there are"
+        ));
     };
     let text = desk.call(tool, arguments.to_string().as_bytes(), Box::new(|_| {})).await?;
     Ok(json!({"uri": uri, "mimeType": JSON, "text": text}))

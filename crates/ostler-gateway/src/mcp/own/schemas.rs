@@ -53,7 +53,8 @@ fn localise(schema: &mut Value, wanted: &mut BTreeSet<String>) {
     match schema {
         Value::Object(members) => {
             for (key, inner) in members {
-                let referred = inner.as_str().and_then(|text| text.strip_prefix(COMPONENT)).map(str::to_owned);
+                let referred =
+                    inner.as_str().and_then(|text| text.strip_prefix(COMPONENT)).map(str::to_owned);
                 match referred.filter(|_| key == "$ref") {
                     Some(name) => {
                         *inner = format!("#/$defs/{name}").into();

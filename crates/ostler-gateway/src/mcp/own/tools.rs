@@ -108,8 +108,10 @@ const TOOLS: [Tool; 10] = [
         effect: Effect::Adds,
         manages: false,
         input: || {
-            let name = text("A name to know it by, instead of an id that cannot be guessed: 1 to 128 visible ASCII \
-                             characters. Where there is a session of that name already, it is that one.");
+            let name = text(
+                "A name to know it by, instead of an id that cannot be guessed: 1 to 128 visible ASCII \
+                             characters. Where there is a session of that name already, it is that one.",
+            );
             object(json!({"name": name}), &[])
         },
         output: || {
@@ -267,7 +269,9 @@ fn session_id(about: &str) -> Value {
 }
 
 fn name() -> Value {
-    text("The name of a server or of a process started by hand, or the id of an instance (`<server>.<number>`).")
+    text(
+        "The name of a server or of a process started by hand, or the id of an instance (`<server>.<number>`).",
+    )
 }
 
 fn processes() -> Value {
