@@ -129,7 +129,7 @@ async fn a_session_has_its_own_process_in_either_era() {
     });
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn so_many_run_at_once_and_hanging_up_cancels_all() {
     let daemon = daemon();
     let http = Http::new(daemon.address());
@@ -167,7 +167,7 @@ async fn so_many_run_at_once_and_hanging_up_cancels_all() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_of_the_session_reaches_all_calls() {
     let daemon = daemon();
     let http = Http::new(daemon.address());
@@ -196,7 +196,7 @@ async fn the_end_of_the_session_reaches_all_calls() {
 }
 
 /// A legacy client of Ostler's own server cancels by a word.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_legacy_client_cancels_its_own_request() {
     let daemon = daemon();
     let http = Http::new(daemon.address());
