@@ -648,7 +648,7 @@ mod tests {
 
     use super::*;
 
-    const SESSION: &str = r#"{"id":"s1","server":"a","client":null,"principal":"p","instance":null,
+    const SESSION: &str = r#"{"id":"s1","server":"a","client":null,"principal":"p","instances":[],
         "age_ms":1,"idle_ms":2,"calls":0,"added_later":true}"#;
     const LINE: &str = r#"{"seq":1,"unix_ms":2,"instance":"a.1","stream":"stderr","text":"x"}"#;
 
