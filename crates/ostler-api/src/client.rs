@@ -14,8 +14,9 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::error::ClientError;
-use crate::events::{EventQuery, EventStream};
+use crate::events::{EventQuery, EventStream, RunStream};
 use crate::routes::{self, Route};
+use crate::run::{RunMany, RunReport};
 use crate::types::{
     AlertView, ApiError, AuditView, DaemonStatus, DrainingView, EventView, InstanceView, LogLine, NewProcess,
     NewSession, OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
@@ -304,6 +305,27 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn process_logs(&self, name: &str, query: LogQuery) -> Result<LogStream, ClientError> {
         self.lines(&routes::PROCESS_LOGS, name, query).await
+    }
+
+    /// Calls many tools; returns when all calls are over. Dropping the future cancels what is left.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`]; a call that failed is none, but says so in the report.
+    pub async fn run_many(&self, wanted: &RunMany) -> Result<RunReport, ClientError> {
+        decode(&self.ask(&routes::RUN, &[], "", written(wanted)?, self.action_limit).await?)
+    }
+
+    /// The same, told as it goes on, without a bound on how long it takes.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn follow_run(&self, wanted: &RunMany) -> Result<RunStream, ClientError> {
+        let ask = Ask { route: &routes::RUN, values: &[], query: "", accept: ACCEPT_EVENTS };
+        let (response, connection) =
+            within(ask.route, LOOKUP_LIMIT, self.send(ask, written(wanted)?)).await?;
+        Ok(RunStream::new(response.into_body(), connection))
     }
 
     /// The events that `query` asks for, oldest first.

@@ -9,10 +9,13 @@ use hyper::body::{Bytes, Incoming};
 use crate::client::{ConnectionGuard, decode};
 use crate::error::ClientError;
 use crate::routes::encode_segment;
+use crate::run::RunEvent;
 use crate::types::EventView;
 
 /// Longest event that is taken, in bytes; the daemon cuts texts far below this.
 const MAX_EVENT: usize = 1 << 20;
+/// The same of a run, whose last event holds all results.
+const MAX_RUN_EVENT: usize = 64 << 20;
 
 /// Which events are wanted. It is shown as the query string that says so, without its `?`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -55,7 +58,11 @@ pub struct EventStream {
 
 impl EventStream {
     pub(crate) fn new(body: Incoming, connection: ConnectionGuard) -> Self {
-        Self { body, parser: Parser::default(), ready: VecDeque::new(), _connection: connection }
+        Self::of(body, connection, MAX_EVENT)
+    }
+
+    fn of(body: Incoming, connection: ConnectionGuard, longest: usize) -> Self {
+        Self { body, parser: Parser::new(longest), ready: VecDeque::new(), _connection: connection }
     }
 
     /// The next event, waiting for it without a bound; `None` when the daemon has ended.
@@ -90,10 +97,34 @@ impl EventStream {
     }
 }
 
+/// What a run says as it goes on. Dropping it ends the request, and cancels what is left of the run.
+#[derive(Debug)]
+pub struct RunStream(EventStream);
+
+impl RunStream {
+    pub(crate) fn new(body: Incoming, connection: ConnectionGuard) -> Self {
+        Self(EventStream::of(body, connection, MAX_RUN_EVENT))
+    }
+
+    /// The next event, waiting for it without a bound.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Protocol`] when the daemon ended before the run did, or what came is no event.
+    pub async fn next(&mut self) -> Result<RunEvent, ClientError> {
+        match self.0.next_raw().await? {
+            Some(event) => decode(&event),
+            None => Err(ClientError::Protocol("the daemon ended before the run did".to_owned())),
+        }
+    }
+}
+
 /// Reads what the daemon sends of the event stream format: lines ending with LF, `data` in one line, comments, and
 /// fields that are of no use here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Parser {
+    /// Longest line that is taken, in bytes.
+    longest: usize,
     /// The line that is not complete yet.
     line: Vec<u8>,
     /// The data of the event that is not complete yet.
@@ -101,6 +132,10 @@ struct Parser {
 }
 
 impl Parser {
+    fn new(longest: usize) -> Self {
+        Self { longest, line: Vec::new(), data: None }
+    }
+
     fn push(&mut self, piece: &[u8], mut event: impl FnMut(Bytes)) -> Result<(), ClientError> {
         let mut rest = piece;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -114,8 +149,9 @@ impl Parser {
             }
         }
         self.line.extend_from_slice(rest);
-        if self.line.len() > MAX_EVENT {
-            return Err(ClientError::Protocol(format!("an event is longer than {MAX_EVENT} bytes")));
+        let longest = self.longest;
+        if self.line.len() > longest {
+            return Err(ClientError::Protocol(format!("an event is longer than {longest} bytes")));
         }
         Ok(())
     }
@@ -137,7 +173,7 @@ mod tests {
         let stream =
             b":\n\nretry: 5\n\nid: 1\ndata: {\"a\":1}\n\n:\n\nid: 2\nevent: gap\ndata:{}\n\ndata: cut";
         for size in 1..stream.len() {
-            let mut parser = Parser::default();
+            let mut parser = Parser::new(MAX_EVENT);
             let mut events = Vec::new();
             for piece in stream.chunks(size) {
                 parser.push(piece, |event| events.push(event)).expect("short");
@@ -148,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_line_without_an_end_is_refused() {
-        let mut parser = Parser::default();
+        let mut parser = Parser::new(MAX_EVENT);
         let long = vec![b'x'; MAX_EVENT + 1];
         assert!(matches!(parser.push(&long, |_| {}), Err(ClientError::Protocol(_))));
     }

@@ -11,13 +11,15 @@ mod events;
 mod openapi;
 pub mod paths;
 pub mod routes;
+mod run;
 pub mod types;
 
 pub use client::{Client, LogQuery, LogStream, PeerProcess, Verb};
 pub use error::ClientError;
-pub use events::{EventQuery, EventStream};
+pub use events::{EventQuery, EventStream, RunStream};
 pub use openapi::{openapi, openapi_json};
 pub use paths::{PathError, RuntimeDir, StateDir};
+pub use run::{RunCall, RunError, RunEvent, RunMany, RunProgress, RunReport, RunResult};
 pub use types::{
     AlertView, ApiError, AuditView, CleanupView, DaemonStatus, DrainingView, EndView, EventView, FindingView,
     GaugeView, HeldView, InstanceView, KeyChangeView, LimitView, LogLine, NewProcess, NewSession,

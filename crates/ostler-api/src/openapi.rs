@@ -22,10 +22,11 @@ pub fn openapi() -> OpenApi {
             | Answer::List(ty)
             | Answer::Feed(ty)
             | Answer::Lines(ty)
-            | Answer::NoContentOr(ty) => Some(ty),
-            Answer::Accepted | Answer::NoContent | Answer::OpenApi => None,
+            | Answer::NoContentOr(ty) => [Some(ty), None],
+            Answer::Followed(ty, event) => [Some(ty), Some(event)],
+            Answer::Accepted | Answer::NoContent | Answer::OpenApi => [None, None],
         };
-        components = answered.into_iter().chain(route.body).fold(components, add_type);
+        components = answered.into_iter().flatten().chain(route.body).fold(components, add_type);
     }
     let components: Components = add_type(components, ERROR).build();
     let mut info = Info::new("Ostler management API", env!("CARGO_PKG_VERSION"));
@@ -136,6 +137,13 @@ fn success(answer: Answer) -> (&'static str, ResponseBuilder) {
                 "200",
                 json("Done; or one event for each, as they come.", array(ty))
                     .content("text/event-stream", events),
+            )
+        }
+        Answer::Followed(ty, event) => {
+            let events = Content::new(Some(reference(event)));
+            (
+                "200",
+                json("Done; or events as it goes on.", reference(ty)).content("text/event-stream", events),
             )
         }
         Answer::Lines(ty) => {

@@ -5,6 +5,7 @@ use hyper::Method;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::run::{RunEvent, RunMany, RunReport};
 use crate::types::{
     AlertView, ApiError, AuditView, DaemonStatus, DrainingView, EventView, InstanceView, LogLine, NewProcess,
     NewSession, OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
@@ -79,6 +80,8 @@ pub enum Answer {
     List(TypeRef),
     /// As [`Answer::List`], or for those who accept `text/event-stream` one event for each object, as they come.
     Feed(TypeRef),
+    /// 200 with one object; or for those who accept `text/event-stream` events, the last of which holds it.
+    Followed(TypeRef, TypeRef),
     /// 200 with newline-delimited objects, as they come.
     Lines(TypeRef),
     /// 202 with an empty object: it was begun.
@@ -127,6 +130,9 @@ const EVENT_T: TypeRef = TypeRef::of::<EventView>("EventView");
 const NEW_PROCESS_T: TypeRef = TypeRef::of::<NewProcess>("NewProcess");
 const PROCESS_T: TypeRef = TypeRef::of::<ProcessView>("ProcessView");
 const RELOAD_T: TypeRef = TypeRef::of::<ReloadView>("ReloadView");
+const RUN_MANY_T: TypeRef = TypeRef::of::<RunMany>("RunMany");
+const RUN_REPORT_T: TypeRef = TypeRef::of::<RunReport>("RunReport");
+const RUN_EVENT_T: TypeRef = TypeRef::of::<RunEvent>("RunEvent");
 const LINE_T: TypeRef = TypeRef::of::<LogLine>("LogLine");
 
 const fn param(name: &'static str, place: Place, kind: ParamKind, description: &'static str) -> Param {
@@ -416,6 +422,19 @@ pub const PROCESS_REMOVE: Route = route(
     &[PROCESS_NAME],
     Answer::NoContent,
 );
+/// Many calls of tools.
+pub const RUN: Route = with_body(
+    route(
+        Method::POST,
+        "/api/v1/run",
+        "runMany",
+        "Call many tools, one after another or at the same time; answers when all are over. One that fails stops no \
+         other. For those who accept `text/event-stream` progress comes as events. Who hangs up cancels what is left.",
+        &[],
+        Answer::Followed(RUN_REPORT_T, RUN_EVENT_T),
+    ),
+    RUN_MANY_T,
+);
 /// Events.
 pub const EVENTS_LIST: Route = route(
     Method::GET,
@@ -499,6 +518,7 @@ pub const ALL: &[Route] = &[
     PROCESS_STOP,
     PROCESS_LOGS,
     PROCESS_REMOVE,
+    RUN,
     EVENTS_LIST,
     AUDIT,
     ALERTS,

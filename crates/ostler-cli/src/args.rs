@@ -131,6 +131,8 @@ pub enum ClientCommand {
         /// Its name
         name: String,
     },
+    /// Call many tools of servers in one go; fails if one of the calls does
+    RunMany(RunManyArgs),
     /// Print what a server's processes wrote
     Logs(LogsArgs),
     /// List or end client sessions
@@ -232,6 +234,23 @@ pub enum RestartArg {
     OnFailure,
     /// Every exit that was not asked for
     Always,
+}
+
+/// Arguments of `ostler run-many`.
+#[derive(Clone, Debug, Args)]
+pub struct RunManyArgs {
+    /// The calls: {"calls": [{"server": ..., "tool": ..., "arguments": {...}}]}; - for standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Several at the same time, N at most [default: 4]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true)]
+    pub concurrent: Option<Option<u32>>,
+    /// The session of the calls that name none
+    #[arg(long, value_name = "KEY")]
+    pub session: Option<String>,
+    /// Print the API's JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `ostler logs`.
@@ -349,6 +368,13 @@ mod tests {
         for wrong in ["ostler spawn", "ostler spawn --nmae x sleep 1", "ostler spawn --memory 64 x"] {
             assert_eq!(parse(wrong).expect_err("wrong").exit_code(), 2, "{wrong}");
         }
+        let run = |line: &str| match client(line) {
+            ClientCommand::RunMany(run) => (run.concurrent, run.session.is_some(), run.json),
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(run("ostler run-many calls.json"), (None, false, false));
+        assert_eq!(run("ostler run-many --concurrent - --json"), (Some(None), false, true));
+        assert_eq!(run("ostler run-many --concurrent=2 --session k -"), (Some(Some(2)), true, false));
         let ClientCommand::Sessions(sessions) = client("ostler sessions rm s7") else {
             panic!("not sessions")
         };

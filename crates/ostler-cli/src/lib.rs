@@ -12,7 +12,7 @@ mod text;
 
 pub use args::{
     Cli, ClientCommand, Command, ConfigCommand, ConnectArgs, DoctorArgs, EventsArgs, Global, GuardArgs,
-    LogsArgs, SessionsArgs, SessionsCommand, StatusArgs, UpArgs,
+    LogsArgs, RunManyArgs, SessionsArgs, SessionsCommand, StatusArgs, UpArgs,
 };
 pub use commands::run;
 pub use exit::{Exit, Failure};

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use ostler_api::types::KIND_PROCESS;
 use ostler_api::{
     AlertView, CleanupView, DaemonStatus, DrainingView, EndView, EventView, GaugeView, HeldView,
-    InstanceView, LimitView, LogLine, PoolView, ServerView, SessionView,
+    InstanceView, LimitView, LogLine, PoolView, RunReport, RunResult, ServerView, SessionView,
 };
 
 use crate::text::{duration, moment, size, visible};
@@ -31,6 +31,40 @@ fn table(header: &[&str], right: &[usize], rows: impl Iterator<Item = Vec<String
     let mut text = table.trim_fmt();
     text.push('\n');
     text
+}
+
+/// `ostler run-many`.
+pub(crate) fn report(report: &RunReport) -> String {
+    let header = ["CALL", "TOOL", "TOOK", "", "ANSWER"];
+    let row = |result: &RunResult| {
+        let how = if result.ok { "ok" } else { "failed" };
+        vec![
+            result.index.to_string(),
+            format!("{}/{}", result.server, result.tool),
+            if result.begun { format!("{} ms", result.took_ms) } else { NONE.to_owned() },
+            how.to_owned(),
+            said(result),
+        ]
+    };
+    table(&header, &[0, 2], report.results.iter().map(row))
+}
+
+/// What a tool answered, in a line: its text where it has one, else all of it.
+fn said(result: &RunResult) -> String {
+    const MOST: usize = 100;
+    let text = match (&result.error, &result.result) {
+        (Some(error), _) => error.message.clone(),
+        (None, Some(raw)) => {
+            let value: serde_json::Value = serde_json::from_str(raw.get()).unwrap_or_default();
+            value["content"][0]["text"].as_str().map_or_else(|| raw.get().to_owned(), str::to_owned)
+        }
+        (None, None) => NONE.to_owned(),
+    };
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }
 
 /// `ostler ps`.
@@ -703,6 +737,25 @@ mod tests {
             cut_in_ms: Some(30_000),
         };
         insta::assert_snapshot!("a_session_that_drains", removed_session("s1", Some(&draining)));
+    }
+
+    #[test]
+    fn a_report_of_a_run_says_what_each_call_answered() {
+        let text = r#"{"ok":1,"failed":2,"took_ms":9,"results":[
+            {"index":0,"server":"a","tool":"t","ok":true,"begun":true,"took_ms":7,
+             "result":{"content":[{"type":"text","text":"two\n  lines"}]}},
+            {"index":1,"server":"a","tool":"t","ok":false,"begun":true,"took_ms":1,
+             "error":{"code":-32602,"message":"no tool `t`"}},
+            {"index":2,"server":"a","tool":"t","ok":false,"begun":false,"took_ms":0,
+             "error":{"code":-31004,"message":"not begun: it ended"}}]}"#;
+        let table = report(&serde_json::from_str(text).expect("a report"));
+        let lines: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        assert_eq!(lines[1], ["0", "a/t", "7 ms", "ok", "two lines"]);
+        assert_eq!(lines[2], ["1", "a/t", "1 ms", "failed", "no tool `t`"]);
+        assert_eq!(lines[3], ["2", "a/t", "-", "failed", "not begun: it ended"]);
     }
 
     #[test]

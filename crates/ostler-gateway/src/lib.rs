@@ -4,19 +4,22 @@
 //! |---|---|
 //! | connections, limits, time-outs | [`serve`] |
 //! | `/mcp/{server}` | [`mcp`]: `legacy` and `modern` requests, `sse` streams |
+//! | `/mcp/ostler` | `mcp::own`: Ostler's own MCP server |
+//! | many calls in one go | `run` |
 //! | `/api/v1/…`, `/healthz`, `/readyz` | [`api`] |
 //! | `Host` and `Origin` | [`origin`] |
 //! | request bodies | [`body`] |
 //! | answers, errors | [`reply`] |
 //!
 //! Tasks it starts: one per connection, one per event stream being sent, one per legacy call that has become
-//! a stream. Nothing here knows a process: that is the supervisor's.
+//! a stream, one per answer of Ostler's own MCP server that is a stream. Nothing here knows a process: that is the supervisor's.
 
 pub mod api;
 pub mod body;
 pub mod mcp;
 pub mod origin;
 pub mod reply;
+mod run;
 pub mod serve;
 
 use std::sync::Arc;
@@ -39,6 +42,8 @@ pub struct Gateway {
     pub shutdown: Arc<Notify>,
     /// When the daemon started.
     pub started: std::time::Instant,
+    /// Requests to Ostler's own MCP server that can be cancelled.
+    pub(crate) running: mcp::Running,
 }
 
 impl Gateway {
@@ -56,6 +61,7 @@ impl Gateway {
             base,
             shutdown: Arc::new(Notify::new()),
             started: std::time::Instant::now(),
+            running: mcp::Running::default(),
         })
     }
 }

@@ -30,6 +30,15 @@ pub fn shared_initialize_params() -> String {
     )
 }
 
+/// The same for a process of one session that has no client to ask: it has no capabilities.
+pub fn unasked_initialize_params() -> String {
+    format!(
+        "{{\"protocolVersion\":\"2025-11-25\",\"capabilities\":{{}},\
+         \"clientInfo\":{{\"name\":\"ostler\",\"version\":\"{}\"}}}}",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
 /// `initialize` with these parameters, which must be a JSON object.
 pub fn initialize(ticket: Ticket, params: &str) -> Message {
     Message::from(format!(

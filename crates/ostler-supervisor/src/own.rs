@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ostler_domain::event::Happening;
 use ostler_domain::{Era, Scope, ServerName};
+use ostler_mcp::version;
 
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::server::Server;
@@ -13,6 +14,15 @@ use crate::supervisor::{Caller, Supervisor, falls_back};
 
 /// How often an instance is looked for that another call of the session, whose client has vanished, gives back meanwhile.
 const TRIES: usize = 3;
+
+/// Who can be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Eras {
+    /// A modern client.
+    Modern,
+    /// Ostler itself.
+    Any,
+}
 
 /// An instance that a session has for itself, and serves.
 #[derive(Debug)]
@@ -46,16 +56,43 @@ impl Supervisor {
         server: &Arc<Server>,
         caller: &Caller,
     ) -> Result<ServedBy, Unavailable> {
+        self.instance_in(Eras::Modern, session, server, caller).await
+    }
+
+    /// The same for a call that Ostler makes itself, and can make in either era.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason.
+    pub(crate) async fn instance_of_any_era(
+        &self,
+        session: &Arc<Session>,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<ServedBy, Unavailable> {
+        self.instance_in(Eras::Any, session, server, caller).await
+    }
+
+    async fn instance_in(
+        &self,
+        eras: Eras,
+        session: &Arc<Session>,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<ServedBy, Unavailable> {
         let name = &server.spec.name;
+        let shared = async || match eras {
+            Eras::Modern => self.modern(server, caller).await,
+            Eras::Any => self.shared_of_any_era(server, caller).await,
+        };
         if !session.isolated || session.shares_of(name) {
-            return self.modern(server, caller).await.map(ServedBy::Shared);
+            return shared().await.map(ServedBy::Shared);
         }
-        let why = match self.own_instance(session, server, caller).await {
+        let why = match self.own(eras, session, server, caller).await {
             Err(Unavailable::Limit(why)) if falls_back(server) && session.is_active() => why,
             found => return found.map(ServedBy::Own),
         };
         // What the shared one lacks is not the caller's trouble: it asked for its own.
-        let Ok(lease) = self.modern(server, caller).await else { return Err(Unavailable::Limit(why)) };
+        let Ok(lease) = shared().await else { return Err(Unavailable::Limit(why)) };
         self.share(session, name, why);
         Ok(ServedBy::Shared(lease))
     }
@@ -68,6 +105,21 @@ impl Supervisor {
     /// [`Unavailable`], with the reason.
     pub async fn own_instance(
         &self,
+        session: &Arc<Session>,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<Own, Unavailable> {
+        let own = self.own(Eras::Modern, session, server, caller).await?;
+        match own.snapshot.era {
+            // A modern client could not speak with it.
+            Some(Era::Legacy) => Err(Unavailable::WrongEra(server.spec.name.clone(), Era::Modern)),
+            _ => Ok(own),
+        }
+    }
+
+    async fn own(
+        &self,
+        eras: Eras,
         session: &Arc<Session>,
         server: &Arc<Server>,
         caller: &Caller,
@@ -87,7 +139,7 @@ impl Supervisor {
         }
         let mut tries = 1;
         loop {
-            let (handle, fence, is_new) = self.seated(session, server, caller).await?;
+            let (handle, fence, is_new) = self.seated(eras, session, server, caller).await?;
             let vanished = Vanished::new(session, name, &handle);
             let served = handle.serving(server.patience()).await;
             vanished.stayed();
@@ -103,6 +155,7 @@ impl Supervisor {
     /// What sits in the session's place for this server, found or started; its fence, and whether it is new.
     async fn seated(
         &self,
+        eras: Eras,
         session: &Arc<Session>,
         server: &Arc<Server>,
         caller: &Caller,
@@ -122,8 +175,12 @@ impl Supervisor {
         let is_new = seat.is_none();
         if is_new {
             let owner = Owner::Session(Arc::clone(&session.handle));
+            let owner = |_: &Server| (owner.clone(), Some(Arc::from(version::unasked_initialize_params())));
             let era = server.spec.transport.is_mcp().then_some(Era::Modern);
-            let lease = self.acquire(server, caller, era, |_| (owner.clone(), None)).await?.1;
+            let lease = match eras {
+                Eras::Any => self.acquire_any_era(server, caller, owner).await?,
+                Eras::Modern => self.acquire(server, caller, era, owner).await?.1,
+            };
             if session.note_own() {
                 let instance = lease.id.to_string();
                 self.core.events.record(&session.handle, Happening::SessionRenewed { instance });

@@ -607,6 +607,11 @@ impl Sessions {
         }
     }
 
+    /// This principal's modern session of this key, where there is one. None is opened.
+    pub fn known(&self, principal: &str, key: &str) -> Option<Arc<Session>> {
+        self.get(&id_of(principal, key))
+    }
+
     /// The session that shows this secret.
     pub fn get(&self, id: &str) -> Option<Arc<Session>> {
         self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()

@@ -342,6 +342,32 @@ impl Supervisor {
         self.acquire(server, caller, Some(Era::Modern), owner).await.map(|(_, lease)| lease)
     }
 
+    /// The same for a call that Ostler makes itself, and can make in either era.
+    pub(crate) async fn shared_of_any_era(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+    ) -> Result<Lease, Unavailable> {
+        let owner = |server: &Server| (shared_owner(server, caller), None);
+        self.acquire_any_era(server, caller, owner).await
+    }
+
+    /// An instance of the modern era, or of the legacy one where the server has no other.
+    pub(crate) async fn acquire_any_era(
+        &self,
+        server: &Arc<Server>,
+        caller: &Caller,
+        owner: impl Fn(&Server) -> (Owner, Option<Arc<str>>),
+    ) -> Result<Lease, Unavailable> {
+        if server.only_era() != Some(Era::Legacy) {
+            match self.acquire(server, caller, Some(Era::Modern), &owner).await {
+                Err(Unavailable::WrongEra(_, Era::Modern)) => {}
+                other => return other.map(|(_, lease)| lease),
+            }
+        }
+        self.acquire(server, caller, Some(Era::Legacy), &owner).await.map(|(_, lease)| lease)
+    }
+
     /// This caller's modern session of this key; the one that it has without saying a key, where that is empty. Opened where
     /// it is not there yet.
     ///

@@ -5,6 +5,7 @@ mod lifecycle;
 mod listings;
 mod logs;
 mod reload;
+mod run_many;
 mod spawn;
 
 use std::io::{self, Write};
@@ -60,6 +61,7 @@ async fn perform(global: &Global, command: ClientCommand) -> Result<Exit, Failur
         ClientCommand::Restart { id } => lifecycle::act(&client, &id, Verb::Restart).await?,
         ClientCommand::Spawn(args) => spawn::spawn(&client, *args).await?,
         ClientCommand::Rm { name } => spawn::remove(&client, &name).await?,
+        ClientCommand::RunMany(args) => run_many::run_many(&client, args).await?,
         ClientCommand::Logs(args) => logs::logs(&client, args).await?,
         ClientCommand::Sessions(args) => listings::sessions(&client, args).await?,
         ClientCommand::Events(args) => logs::events(&client, args).await?,

@@ -114,7 +114,7 @@ pub(super) async fn events(
     Ok(reply(receiver))
 }
 
-fn wants_stream(headers: &HeaderMap) -> bool {
+pub(super) fn wants_stream(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|item| {
         item.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream")
@@ -138,7 +138,7 @@ fn before_the_newest(log: &Events, filter: &Filter, most: usize) -> u64 {
     wanted.take(most).last().map_or(latest, |entry| entry.seq - 1)
 }
 
-fn reply(receiver: mpsc::Receiver<Bytes>) -> Response {
+pub(super) fn reply(receiver: mpsc::Receiver<Bytes>) -> Response {
     let pieces = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Bytes>| async move {
         receiver.recv().await.map(|piece| (Ok::<_, std::io::Error>(piece), receiver))
     });

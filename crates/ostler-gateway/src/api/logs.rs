@@ -7,18 +7,19 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{CONTENT_TYPE, HeaderValue};
+use ostler_api::LogLine;
 use ostler_supervisor::InstanceHandle;
 use tokio::sync::mpsc;
 
 use super::views;
 
 /// Lines sent when the caller does not say how many.
-pub(super) const DEFAULT_LINES: usize = 200;
+pub(crate) const DEFAULT_LINES: usize = 200;
 /// Batches of lines that may wait for a slow reader; the log itself drops what it cannot keep meanwhile.
 const BATCHES: usize = 16;
 
-/// The last `most` lines of these instances by time, then, with `follow`, every further one.
-pub(super) fn reply(handles: Vec<Arc<InstanceHandle>>, most: usize, follow: bool) -> Response {
+/// The last `most` lines of these instances, by time.
+pub(crate) fn newest(handles: &[Arc<InstanceHandle>], most: usize) -> Vec<LogLine> {
     let mut lines: Vec<_> = handles
         .iter()
         .flat_map(|handle| {
@@ -27,7 +28,12 @@ pub(super) fn reply(handles: Vec<Arc<InstanceHandle>>, most: usize, follow: bool
         })
         .collect();
     lines.sort_by_key(|line| (line.unix_ms, line.seq));
-    let lines = lines.split_off(lines.len().saturating_sub(most));
+    lines.split_off(lines.len().saturating_sub(most))
+}
+
+/// The last `most` lines of these instances by time, then, with `follow`, every further one.
+pub(super) fn reply(handles: Vec<Arc<InstanceHandle>>, most: usize, follow: bool) -> Response {
+    let lines = newest(&handles, most);
     let text: String = lines.iter().map(ndjson).collect();
     let body = if follow {
         let (sender, receiver) = mpsc::channel(BATCHES);
@@ -49,7 +55,7 @@ pub(super) fn reply(handles: Vec<Arc<InstanceHandle>>, most: usize, follow: bool
     response
 }
 
-fn ndjson(line: &ostler_api::LogLine) -> String {
+fn ndjson(line: &LogLine) -> String {
     // Plain data: it always has a JSON form.
     serde_json::to_string(line).unwrap_or_default() + "\n"
 }

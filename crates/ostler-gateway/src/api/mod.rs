@@ -4,12 +4,13 @@
 //! and says where the API is.
 
 mod events;
-mod logs;
-mod processes;
+pub(crate) mod logs;
+pub(crate) mod processes;
 mod reload;
-mod sessions;
+pub(crate) mod run;
+pub(crate) mod sessions;
 mod usage;
-mod views;
+pub(crate) mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,7 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/processes/{name}", get(processes::one).delete(processes::remove))
         .route("/api/v1/processes/{name}/stop", post(processes::stop))
         .route("/api/v1/processes/{name}/logs", get(processes::logs))
+        .route("/api/v1/run", post(run::run))
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/audit", post(audit))
         .route("/api/v1/alerts", get(alerts))
@@ -83,10 +85,10 @@ fn v1() -> Router<Arc<Gateway>> {
 
 /// An error of the API.
 #[derive(Debug)]
-struct Failure {
-    status: StatusCode,
-    error: String,
-    hint: Option<String>,
+pub(crate) struct Failure {
+    pub(crate) status: StatusCode,
+    pub(crate) error: String,
+    pub(crate) hint: Option<String>,
 }
 
 impl IntoResponse for Failure {
@@ -121,12 +123,12 @@ fn missing_among<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a Arc
     }
 }
 
-fn find_server(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
+pub(crate) fn find_server(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
     let table = gateway.supervisor.servers();
     table.get(name).cloned().ok_or_else(|| missing_among("server", name, table.all().iter()))
 }
 
-fn find_instance(gateway: &Gateway, id: &str) -> Result<Arc<InstanceHandle>, Failure> {
+pub(crate) fn find_instance(gateway: &Gateway, id: &str) -> Result<Arc<InstanceHandle>, Failure> {
     gateway.supervisor.instance(id).ok_or_else(|| missing("instance", id))
 }
 

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{Request, StatusCode};
-use ostler_api::{NewProcess, RestartWhen};
+use ostler_api::{NewProcess, ProcessView, RestartWhen};
 use ostler_domain::{ResourceLimits, RestartPolicy};
 use ostler_supervisor::{AdHocSpec, Server, SpawnRefused};
 
@@ -30,14 +30,19 @@ fn find(gateway: &Gateway, name: &str) -> Result<Arc<Server>, Failure> {
     Err(missing_among("process", name, known))
 }
 
-async fn view(gateway: &Gateway, server: &Arc<Server>, status: StatusCode) -> Result<Response, Failure> {
+async fn view(gateway: &Gateway, server: &Arc<Server>) -> Result<ProcessView, Failure> {
     let mut views = views::processes(gateway, std::slice::from_ref(server)).await;
-    let view = views.pop().ok_or_else(|| Failure {
+    views.pop().ok_or_else(|| Failure {
         status: StatusCode::NOT_FOUND,
         error: format!("the process `{}` has just been removed", server.spec.name),
         hint: None,
-    })?;
-    Ok((status, Json(view)).into_response())
+    })
+}
+
+/// Starts a process; what it is like when it runs, or has failed to.
+pub(crate) async fn spawned(gateway: &Gateway, wanted: NewProcess) -> Result<ProcessView, Failure> {
+    let server = gateway.supervisor.spawn_process(spec(wanted)).await.map_err(refused)?;
+    view(gateway, &server).await
 }
 
 /// `GET /api/v1/processes`.
@@ -49,21 +54,20 @@ pub(super) async fn list(State(gateway): App) -> Response {
 
 /// `GET /api/v1/processes/{name}`.
 pub(super) async fn one(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
-    view(&gateway, &find(&gateway, &name)?, StatusCode::OK).await
+    Ok(Json(view(&gateway, &find(&gateway, &name)?).await?).into_response())
 }
 
 /// `POST /api/v1/processes`.
 pub(super) async fn spawn(State(gateway): App, request: Request<Body>) -> Result<Response, Failure> {
     let wanted: NewProcess = read(&gateway, request.into_body()).await?;
-    let server = gateway.supervisor.spawn_process(spec(wanted)).await.map_err(refused)?;
-    view(&gateway, &server, StatusCode::CREATED).await
+    Ok((StatusCode::CREATED, Json(spawned(&gateway, wanted).await?)).into_response())
 }
 
 /// `POST /api/v1/processes/{name}/stop`.
 pub(super) async fn stop(State(gateway): App, Path(name): Path<String>) -> Result<Response, Failure> {
     let server = find(&gateway, &name)?;
     gateway.supervisor.stop_server(&server).await;
-    view(&gateway, &server, StatusCode::OK).await
+    Ok(Json(view(&gateway, &server).await?).into_response())
 }
 
 /// `DELETE /api/v1/processes/{name}`.

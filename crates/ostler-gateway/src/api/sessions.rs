@@ -9,14 +9,14 @@ use axum::response::{IntoResponse, Response};
 use http::{Request, StatusCode};
 use ostler_api::{NewSession, OpenedSession, OwnInstanceView};
 use ostler_domain::session::SessionState;
-use ostler_supervisor::Session;
 use ostler_supervisor::session::NoSession;
+use ostler_supervisor::{Caller, Session};
 
 use super::{App, Failure, find_server, missing, read, views};
 use crate::Gateway;
 use crate::mcp::check_key;
 
-fn find(gateway: &Gateway, handle: &str) -> Result<Arc<Session>, Failure> {
+pub(crate) fn find(gateway: &Gateway, handle: &str) -> Result<Arc<Session>, Failure> {
     let all = gateway.supervisor.sessions().all();
     all.into_iter().find(|session| *session.handle == *handle).ok_or_else(|| Failure {
         hint: Some("`ostler sessions` lists them".to_owned()),
@@ -38,7 +38,16 @@ pub(super) async fn one(State(gateway): App, Path(handle): Path<String>) -> Resu
 /// `POST /api/v1/sessions`.
 pub(super) async fn open(State(gateway): App, request: Request<Body>) -> Result<Response, Failure> {
     let NewSession { key, isolated } = read(&gateway, request.into_body()).await?;
-    let caller = &gateway.local;
+    Ok(Json(opened(&gateway, &gateway.local, key, isolated)?).into_response())
+}
+
+/// The caller's session of this name; a new one with a handle, where none is said.
+pub(crate) fn opened(
+    gateway: &Gateway,
+    caller: &Caller,
+    key: Option<String>,
+    isolated: Option<bool>,
+) -> Result<OpenedSession, Failure> {
     let (session, key) = match key {
         Some(key) => {
             check_key(&key).map_err(|error| Failure {
@@ -62,10 +71,10 @@ pub(super) async fn open(State(gateway): App, request: Request<Body>) -> Result<
         let hint = Some(format!("`ostler sessions rm {}` ends it; or choose another key", session.handle));
         return Err(Failure { status: StatusCode::CONFLICT, error, hint });
     }
-    Ok(Json(OpenedSession { id: session.handle.to_string(), key }).into_response())
+    Ok(OpenedSession { id: session.handle.to_string(), key })
 }
 
-fn refused(why: NoSession) -> Failure {
+pub(crate) fn refused(why: NoSession) -> Failure {
     let status = match why {
         NoSession::Full(_) => StatusCode::SERVICE_UNAVAILABLE,
         NoSession::Ended(_) => StatusCode::NOT_FOUND,

@@ -141,7 +141,7 @@ async fn measured(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<(Arc<Server
 }
 
 /// The rows of `ostler ps`.
-pub(super) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
+pub(crate) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
     let servers = gateway.supervisor.servers();
     let rows = measured(gateway, servers.all())
         .await
@@ -155,7 +155,7 @@ pub(super) async fn instances(gateway: &Gateway) -> Vec<InstanceView> {
 }
 
 /// These servers with their instances.
-pub(super) async fn servers(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<ServerView> {
+pub(crate) async fn servers(gateway: &Gateway, servers: &[Arc<Server>]) -> Vec<ServerView> {
     measured(gateway, servers)
         .await
         .into_iter()
@@ -230,7 +230,7 @@ fn process(server: &Server, instance: InstanceView) -> ProcessView {
 }
 
 /// One session.
-pub(super) fn session(session: &Session) -> SessionView {
+pub(crate) fn session(session: &Session) -> SessionView {
     SessionView {
         id: session.handle.to_string(),
         server: session.server().map(ToString::to_string),

@@ -5,10 +5,13 @@
 //!                                        └── else ──────────────────── legacy.rs
 //!   GET, DELETE ──────────────────────────────────────────────────────── legacy.rs (modern: 405)
 //! ```
+//!
+//! `/mcp/ostler` is no server of the configuration but Ostler's own: [`own`].
 
 mod key;
 mod legacy;
 mod modern;
+mod own;
 mod session_tools;
 mod sse;
 
@@ -25,6 +28,7 @@ use ostler_mcp::{Envelope, EnvelopeError, Message, on_one_line, rpc, tell, versi
 use ostler_supervisor::{Caller, Server, Session};
 
 pub(crate) use self::key::check_key;
+pub(crate) use self::own::Running;
 use crate::body::{self, Bounds};
 use crate::reply::{Refusal, Reply};
 use crate::serve::Door;
@@ -59,6 +63,9 @@ pub(crate) async fn handle(
     path: &str,
     request: Request<Incoming>,
 ) -> Reply {
+    if key::of_path(path).0 == own::NAME {
+        return own::handle(gateway, door, path, request).await;
+    }
     let (head, body) = request.into_parts();
     match prepare(gateway, door, path, &head.headers) {
         Ok(context) => match head.method {
@@ -136,33 +143,38 @@ fn caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Caller, Refusal> {
     }
 }
 
-async fn post(context: &Context<'_>, body: Incoming) -> Reply {
-    let config = context.gateway.supervisor.config();
+/// Reads the message of a POST.
+async fn message(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<(Bytes, Envelope), Refusal> {
+    let config = gateway.supervisor.config();
     let settings = &config.gateway;
-    if let Err(refusal) = check_content(context.headers) {
-        return refusal.reply(None);
-    }
+    check_content(headers)?;
     let bounds = Bounds {
         max: settings.max_body,
         silence: settings.body_timeout,
-        budget: Arc::clone(context.gateway.supervisor.budget()),
+        budget: Arc::clone(gateway.supervisor.budget()),
     };
-    let body = match body::read(context.headers, body, &bounds).await {
-        Ok(body) => on_one_line(body),
-        Err(refusal) => {
-            context.gateway.supervisor.events().count(&format!("http {}", refusal.status.as_u16()));
-            return refusal.reply(None);
-        }
-    };
-    let envelope = match Envelope::parse(&body) {
-        Ok(envelope) => envelope,
-        Err(error) => {
-            let code = match &error {
-                EnvelopeError::Syntax(_) => rpc::PARSE_ERROR,
-                EnvelopeError::Invalid(_) => rpc::INVALID_REQUEST,
-            };
-            return Refusal::new(StatusCode::BAD_REQUEST, code, error.to_string()).reply(None);
-        }
+    let body = body::read(headers, body, &bounds).await.inspect_err(|refusal| {
+        gateway.supervisor.events().count(&format!("http {}", refusal.status.as_u16()));
+    })?;
+    let body = on_one_line(body);
+    let envelope = Envelope::parse(&body).map_err(|error| {
+        let code = match &error {
+            EnvelopeError::Syntax(_) => rpc::PARSE_ERROR,
+            EnvelopeError::Invalid(_) => rpc::INVALID_REQUEST,
+        };
+        Refusal::new(StatusCode::BAD_REQUEST, code, error.to_string())
+    })?;
+    Ok((body, envelope))
+}
+
+async fn post(context: &Context<'_>, body: Incoming) -> Reply {
+    let (body, envelope) = match message(context.gateway, context.headers, body).await {
+        Ok(read) => read,
+        Err(refusal) => return refusal.reply(None),
     };
     let id = envelope.id.clone().map(|span| body.slice(span));
     let answer = if is_modern(context.headers, &envelope) {

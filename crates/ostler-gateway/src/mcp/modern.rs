@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use ostler_domain::Scope;
-use ostler_mcp::headers::{self, Missing};
+use ostler_mcp::headers::{self as mirrored, Missing};
 use ostler_mcp::mux::{Answer, CallKind, Request, Ticket};
 use ostler_mcp::{Envelope, Kind, rpc, version};
 use ostler_supervisor::connection::{CallSink, CallStream, First, SendError};
@@ -35,7 +35,7 @@ pub(super) async fn post(context: &Context<'_>, body: Bytes, envelope: Envelope)
             return Err(Refusal::new(StatusCode::BAD_REQUEST, rpc::INVALID_REQUEST, message));
         }
     }
-    check(context, &envelope)?;
+    check(context.headers, context.door, &envelope)?;
     let (session, taken) = match session_tools::find(context, &body, &envelope).await? {
         Found::Answered(reply) => return Ok(reply),
         Found::Passed(session, taken) => (session, taken),
@@ -109,7 +109,7 @@ async fn serve(context: &Context<'_>, session: Option<Arc<Session>>) -> Result<S
 }
 
 /// What can be said of a request before it has a server ("Request Metadata", "Versioning").
-fn check(context: &Context<'_>, envelope: &Envelope) -> Result<(), Refusal> {
+pub(super) fn check(headers: &HeaderMap, door: Door, envelope: &Envelope) -> Result<(), Refusal> {
     let meta = &envelope.inner.meta;
     let bad = |code: i64, message: String| Refusal::new(StatusCode::BAD_REQUEST, code, message);
     let missing = |key: &str| {
@@ -122,8 +122,8 @@ fn check(context: &Context<'_>, envelope: &Envelope) -> Result<(), Refusal> {
     if !meta.client_capabilities {
         return Err(missing("clientCapabilities"));
     }
-    let find = |name: &str| header(context.headers, name);
-    headers::check_standard(envelope, find, missing_headers(context.door))
+    let find = |name: &str| header(headers, name);
+    mirrored::check_standard(envelope, find, missing_headers(door))
         .map_err(|mismatch| bad(rpc::HEADER_MISMATCH, mismatch.to_string()))?;
     if version != version::MODERN {
         let requested = serde_json::Value::from(version);
@@ -227,7 +227,7 @@ fn answered(call: HangUp, answer: Answer) -> Reply {
 }
 
 /// The HTTP status that goes with a JSON-RPC answer ("Protocol Version Header", "Error Codes").
-fn status(kind: Kind) -> StatusCode {
+pub(super) fn status(kind: Kind) -> StatusCode {
     match kind {
         Kind::Error(rpc::METHOD_NOT_FOUND) => StatusCode::NOT_FOUND,
         Kind::Error(rpc::HEADER_MISMATCH | rpc::MISSING_CAPABILITY | rpc::UNSUPPORTED_VERSION) => {

@@ -32,6 +32,8 @@ pub(super) struct Pulse {
     ended: AtomicBool,
     /// Told when no call and no task runs any more.
     quiet: Notify,
+    /// Told when it has ended.
+    over: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +65,7 @@ impl Default for Pulse {
             ending: Mutex::default(),
             ended: AtomicBool::new(false),
             quiet: Notify::new(),
+            over: Notify::new(),
         }
     }
 }
@@ -113,6 +116,11 @@ enum By {
 impl Busy {
     /// The session.
     pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The same, for who keeps it.
+    pub fn shared_session(&self) -> &Arc<Session> {
         &self.session
     }
 }
@@ -266,6 +274,20 @@ impl Session {
 
     pub(super) fn set_ended(&self) {
         self.pulse.ended.store(true, Ordering::Release);
+        self.pulse.over.notify_waiters();
+    }
+
+    /// Resolves when it has ended.
+    pub async fn until_ended(&self) {
+        loop {
+            // Listening before the look, so that the end does not fall in between.
+            let mut over = std::pin::pin!(self.pulse.over.notified());
+            over.as_mut().enable();
+            if self.ended() {
+                return;
+            }
+            over.await;
+        }
     }
 
     /// How it stands.

@@ -331,6 +331,7 @@ async fn every_route_is_described_and_answered() {
         let path = route.path(values);
         let body = match route.body {
             Some(_) if route.template.contains("/sessions") => "{}",
+            Some(_) if route.template.ends_with("/run") => r#"{"calls":[{"server":"fake","tool":"echo"}]}"#,
             Some(_) => r#"{"name":"job","command":["sleep","1000"]}"#,
             None => "",
         };
