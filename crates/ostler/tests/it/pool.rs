@@ -63,7 +63,7 @@ async fn refused(http: &Arc<Http>) -> (u16, Value) {
     (status, reply.rest().await.pop().expect("an answer"))
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_session_gets_a_spare_and_the_next_gets_another() {
     let daemon = daemon("spare = 2, max = 4");
     let ahead = wait_spares(&daemon, 2);
@@ -81,12 +81,12 @@ async fn a_session_gets_a_spare_and_the_next_gets_another() {
     assert_eq!(text(&second.call(1, "echo", &json!({"text": "again"})).await), "again");
     let events = daemon.events();
     let leases: Vec<&str> =
-        events.iter().filter(|event| event["kind"] == "leased").filter_map(|e| e["text"].as_str()).collect();
+        events.iter().filter(|event| event["kind"] == "leased").filter_map(|e| e["message"].as_str()).collect();
     assert_eq!(leases.len(), 2, "{leases:?}");
     assert!(leases[0].contains("lease 1 ") && leases[1].contains("lease 2 "), "{leases:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn who_waits_in_line_gets_what_is_given_back() {
     let daemon = daemon("spare = 0, max = 1, wait = '60s'");
     let http = Http::new(daemon.address());
@@ -106,7 +106,7 @@ async fn who_waits_in_line_gets_what_is_given_back() {
     assert_ne!(before, after, "a process that one session used is not another's");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn who_waits_too_long_is_told_his_place() {
     let daemon = daemon("spare = 0, max = 1, wait = '200ms', waiting = 1");
     let http = Http::new(daemon.address());
@@ -118,7 +118,7 @@ async fn who_waits_too_long_is_told_his_place() {
 }
 
 /// A client that hangs up while it waits leaves its place to others, and takes nothing.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn who_vanishes_from_the_line_leaves_his_place() {
     let daemon = daemon("spare = 0, max = 1, wait = '60s', waiting = 1");
     let http = Http::new(daemon.address());
@@ -152,7 +152,7 @@ async fn who_vanishes_from_the_line_leaves_his_place() {
     assert_eq!(daemon.status()["sessions"], 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_reused_is_the_same_process_until_it_is_worn() {
     let daemon = daemon("spare = 0, max = 1, wait = '60s', on_return = 'reuse', max_uses = 2, jitter = 0");
     let http = Http::new(daemon.address());
@@ -167,7 +167,7 @@ async fn what_is_reused_is_the_same_process_until_it_is_worn() {
     assert!(seen[0] == seen[1] && seen[1] != seen[2], "{seen:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reset_that_fails_costs_the_process_and_one_that_does_not_keeps_it() {
     let clean = "spare = 0, max = 1, wait = '60s', on_return = 'command'";
     for (reset, same) in [("['sh', '-c', 'test -n \"$OSTLER_PID\"']", true), ("['false']", false)] {
@@ -184,7 +184,7 @@ async fn a_reset_that_fails_costs_the_process_and_one_that_does_not_keeps_it() {
 }
 
 /// One spare was killed, and one reads nothing any more: neither is handed out.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_spare_that_does_not_answer_is_not_handed_out() {
     let daemon = daemon("spare = 2, max = 4");
     let ahead = wait_spares(&daemon, 2);
@@ -200,7 +200,7 @@ async fn a_spare_that_does_not_answer_is_not_handed_out() {
 }
 
 /// The process of a lease may crash: its session keeps the lease, and the others are not touched.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_crash_within_a_lease_is_its_holders_alone() {
     let daemon = daemon("spare = 1, max = 3");
     let http = Http::new(daemon.address());
@@ -214,7 +214,7 @@ async fn a_crash_within_a_lease_is_its_holders_alone() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_of_a_pool_is_left_after_the_daemon() {
     let mut daemon = daemon("spare = 2, max = 4");
     let ahead = wait_spares(&daemon, 2);

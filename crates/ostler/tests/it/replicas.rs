@@ -40,7 +40,7 @@ async fn pid(http: &Arc<Http>) -> u64 {
     state["pid"].as_u64().expect("a pid")
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn load_brings_replicas_and_its_end_takes_them() {
     let daemon = daemon("modern", "max = 3, calls = 2, interval = '100ms'");
     let http = Http::new(daemon.address());
@@ -60,7 +60,7 @@ async fn load_brings_replicas_and_its_end_takes_them() {
 }
 
 /// A legacy session stays with its replica, whose state it has; new ones go where the fewest are.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_are_shared_out_and_stay_where_they_are() {
     let daemon = daemon("legacy", "min = 2, max = 2, interval = '100ms'");
     wait_until("both serve", || ready(&daemon) == 2);
