@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the gateway, the churn, the supervision or the hogs benchmark; see README.md beside this file."""
+"""Runs the gateway, the churn, the supervision, the hogs or the sessions benchmark; see README.md beside this file."""
 
 import argparse
 import json
 import subprocess
 import sys
 
-from harness import hogs, report, supervision, supervision_report, supervisors, targets
+from harness import hogs, report, sessions, supervision, supervision_report, supervisors, targets
 from harness.processes import TargetFailed
 
 LOAD_DEADLINE_S = 300
@@ -24,7 +24,7 @@ def main():
     tools = targets.build_tools(package)
     if not arguments.no_install:
         install(names)
-    if {"ostler", "ostler-session"} & set(names) or arguments.benchmark == "hogs":
+    if {"ostler", "ostler-session", "ostler-pool"} & set(names) or arguments.benchmark == "hogs":
         targets.build_ostler()
     kept = run(arguments, names, tools, seen)
     return 0 if kept or not arguments.strict else 1
@@ -61,6 +61,8 @@ def chosen(arguments):
         known = list(supervisors_by_name())
     elif arguments.benchmark == "hogs":
         known = ["alone", "hogs"]
+    elif arguments.benchmark == "sessions":
+        known = list(sessions.rows())
     elif arguments.benchmark == "gateway":
         known = ["direct"] + [target.name for target in targets.ALL]
     else:
@@ -210,6 +212,29 @@ def beside_hogs(arguments, names, tools, seen):
     return not failures and hogs.kept(rows)
 
 
+def check_out(arguments, names, tools, seen):
+    """Round by round, sessions with a process of their own; then what an idle one holds."""
+    runs, failures = {}, {}
+    for number in range(1, arguments.rounds + 1):
+        for name in names:
+            try:
+                run = sessions.measure(name, tools, arguments)
+            except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+                failures[name] = str(error)
+                say(f"round {number} {name:14}: FAILED: {error}")
+                continue
+            runs.setdefault(name, []).append(run)
+            say(f"round {number} {name:14}: p50 {sessions.medians([run])['p50_ms']:8.2f} ms")
+    rows = {name: sessions.medians(runs[name]) for name in names if name in runs}
+    idle_kib = sessions.idle(tools)
+    settings = {"rounds": arguments.rounds, "sessions": 5 if arguments.quick else sessions.SESSIONS}
+    text = sessions.markdown(seen, rows, idle_kib, settings)
+    text += "".join(f"- not measured: {name}: {reason}\n" for name, reason in failures.items())
+    data = {"machine": seen, "settings": settings, "results": runs, "idle_kib": idle_kib, "failures": failures}
+    write("sessions", data, text)
+    return not failures and sessions.kept(rows, idle_kib)
+
+
 def write(name, data, text):
     (targets.OUT / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     (targets.OUT / f"{name}.md").write_text(text)
@@ -224,6 +249,7 @@ BENCHMARKS = {
     "supervision": (supervise, supervisors.install, "bench-supervision"),
     # It compares Ostler with itself.
     "hogs": (beside_hogs, lambda names: None, "bench-gateway"),
+    "sessions": (check_out, targets.install_peers, "bench-gateway"),
 }
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ class Target:
         """Where it answers, once it does."""
         return f"http://127.0.0.1:{port}{self.path}" if answers(port) else None
 
+    def server(self, tools):
+        """The program that stands behind it."""
+        return tools / "echo-server"
+
+    # Further lines of the server's table in Ostler's configuration.
+    more = ""
+
     def run(self, command, mark, environment=None):
         return Running(self.name, command, mark, OUT / "logs" / f"{self.name}.log", environment or {})
 
@@ -80,7 +87,7 @@ class Floor(Target):
 class Supergateway(Target):
     def launch(self, tools, port, mark, churn):
         program = CACHE / "npm/node_modules/.bin/supergateway"
-        command = [program, "--stdio", tools / "echo-server", "--outputTransport", "streamableHttp"]
+        command = [program, "--stdio", self.server(tools), "--outputTransport", "streamableHttp"]
         command += ["--port", port, "--stateful", "--logLevel", "none"]
         if churn and self.name != "supergateway-defaults":
             command += ["--sessionTimeout", CHURN_IDLE_S * 1000]
@@ -132,7 +139,7 @@ class Ostler(Target):
             f'[gateway]\nlisten = "127.0.0.1:0"\n'
             f"[limits]\nprocesses = {1000 if churn else 200}\nsessions = 2000\nsession_instances = 2000\n"
             + (f'[sessions]\nidle = "{CHURN_IDLE_S}s"\n' if churn else "")
-            + f'[servers.echo]\ncommand = "{tools / "echo-server"}"\n'
+            + f'[servers.echo]\ncommand = "{self.server(tools)}"\n{self.more}'
             # The peers that share one process have started it before they listen; so it is waited for here too.
             f'scope = "{"session" if self.per_session else "shared"}"\nrequired = {json.dumps(not self.per_session)}\n'
             f'env = {{ OSTLER_BENCH_MARK = "{mark}" }}\n'

@@ -1,0 +1,198 @@
+"""What a session of one's own costs: how long its client waits for it, and what it holds of the daemon's memory."""
+
+import http.client
+import json
+import stat
+import statistics
+import subprocess
+import time
+from urllib.parse import urlsplit
+
+from . import targets
+from .processes import TargetFailed
+from .report import figure, machine_line
+
+# A server that takes this long before it answers anything, as real ones do that load a model or a browser.
+START_S = 0.5
+# Between two sessions: longer than a start, so that a pool has its spare again. What a pool cannot keep up with waits in line.
+PAUSE_S = 0.7
+SESSIONS = 40
+# What the issue allows for an instance that is ready.
+MOST_P50_MS = 5.0
+IDLE_SESSIONS = 1000
+MOST_IDLE_KIB = 16
+TIMEOUT_S = 30
+PROTOCOL = "2025-11-25"
+
+
+def slow(target_class, *arguments, more=""):
+    """A target with the slow server behind it."""
+
+    class Slow(target_class):
+        def server(self, tools):
+            return slow_server(tools)
+
+    made = Slow(*arguments)
+    made.more = more
+    return made
+
+
+def slow_server(tools):
+    """A program that is the echo server after some time."""
+    program = targets.OUT / "slow-echo-server"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f"#!/bin/sh\nsleep {START_S}\nexec '{tools / 'echo-server'}'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def rows():
+    """The targets by name, in order; `direct` starts the server itself."""
+    pool = "pool = { spare = 2, max = 8 }\n"
+    return {
+        "direct": None,
+        "ostler-pool": slow(targets.Ostler, "ostler-pool", "**Ostler**, pool with 2 spares", True, more=pool),
+        "ostler-session": slow(targets.Ostler, "ostler-session", "**Ostler**, no pool", True),
+        "supergateway": slow(targets.Supergateway, "supergateway", "npm `supergateway` 4.0.0, stateful", True),
+    }
+
+
+def initialize():
+    params = {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
+    return {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+
+
+class Client:
+    """One client with a connection of its own."""
+
+    def __init__(self, url):
+        parts = urlsplit(url)
+        self.path = parts.path
+        self.session = None
+        self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT_S)
+        self.connection.connect()
+
+    def send(self, method, message=None):
+        headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+        if self.session:
+            headers |= {"Mcp-Session-Id": self.session, "Mcp-Protocol-Version": PROTOCOL}
+        body = json.dumps(message) if message is not None else None
+        self.connection.request(method, self.path, body, headers)
+        return self.connection.getresponse()
+
+    def ask(self, message):
+        """The answer to a request, from JSON or from an event stream."""
+        response = self.send("POST", message)
+        if response.status != 200:
+            raise TargetFailed(f"{message['method']}: status {response.status}: {response.read(300)!r}")
+        self.session = response.headers.get("Mcp-Session-Id") or self.session
+        if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            return json.loads(response.read())
+        found = None
+        for line in response:
+            if line.startswith(b"data:") and (data := line[5:].strip()):
+                read = json.loads(data)
+                found = read if read.get("id") == message["id"] else found
+        if found is None:
+            raise TargetFailed(f"{message['method']}: a stream without an answer")
+        return found
+
+    def whole_life(self):
+        """Opens a session, calls once, ends it; milliseconds until it was open."""
+        begin = time.perf_counter()
+        self.ask(initialize())
+        took = (time.perf_counter() - begin) * 1000
+        self.send("POST", {"jsonrpc": "2.0", "method": "notifications/initialized"}).read()
+        call = {"name": "echo", "arguments": {"text": "mine"}}
+        answer = self.ask({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call})
+        if answer["result"]["content"][0]["text"] != "mine":
+            raise TargetFailed(f"answered {answer}")
+        self.send("DELETE").read()
+        self.connection.close()
+        return took
+
+
+def direct(tools, count):
+    """The server started by the client itself: what nobody without a pool can beat."""
+    took = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        with subprocess.Popen([slow_server(tools)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            server.stdin.write(json.dumps(initialize()).encode() + b"\n")
+            server.stdin.flush()
+            server.stdout.readline()
+            took.append((time.perf_counter() - begin) * 1000)
+            server.stdin.close()
+            server.wait(TIMEOUT_S)
+    return {"took_ms": took, "left": 0}
+
+
+def measure(name, tools, arguments):
+    """One cell of one round."""
+    count = 5 if arguments.quick else SESSIONS
+    target = rows()[name]
+    if target is None:
+        return direct(tools, count)
+    running, url = target.start(tools, churn=False)
+    took = []
+    try:
+        for _ in range(count):
+            # Also before the first: spares are started with the daemon.
+            time.sleep(PAUSE_S)
+            took.append(Client(url).whole_life())
+    finally:
+        left = target.stop(running)
+    return {"took_ms": took, "left": left}
+
+
+def idle(tools):
+    """What an idle session holds of the daemon's memory, in KiB; all of them use one shared process."""
+    target = targets.Ostler("ostler", "**Ostler**", False)
+    running, url = target.start(tools, churn=False)
+    try:
+        for _ in range(50):
+            Client(url).ask(initialize())
+        before = rss_kib(running.pid)
+        for _ in range(IDLE_SESSIONS):
+            Client(url).ask(initialize())
+        return (rss_kib(running.pid) - before) / IDLE_SESSIONS
+    finally:
+        target.stop(running)
+
+
+def rss_kib(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+
+
+def medians(runs):
+    """One row out of some rounds."""
+    p50 = [statistics.median(run["took_ms"]) for run in runs]
+    p99 = [statistics.quantiles(run["took_ms"], n=100, method="inclusive")[98] for run in runs]
+    return {"p50_ms": statistics.median(p50), "p99_ms": statistics.median(p99), "left": max(r["left"] for r in runs)}
+
+
+def kept(table, idle_kib):
+    """Whether the bars are."""
+    pool = table.get("ostler-pool")
+    return bool(pool and pool["p50_ms"] <= MOST_P50_MS and not pool["left"] and idle_kib <= MOST_IDLE_KIB)
+
+
+def markdown(seen, table, idle_kib, settings):
+    """The page."""
+    lines = ["# Sessions", "", machine_line(seen) + ".", ""]
+    lines.append(
+        f"A client opens a session with a process of its own, of a server that takes {START_S} s to start; it calls once and ends "
+        f"it. {settings['sessions']} one after the other, {PAUSE_S} s apart; medians of {settings['rounds']} rounds. "
+        "Ratios are to Ostler with a pool."
+    )
+    lines += ["", "| | p50 ms | ratio | p99 ms | left |", "|---|---:|---:|---:|---:|"]
+    base = table.get("ostler-pool", {}).get("p50_ms")
+    labels = {name: target.label if target else "direct, started by the client" for name, target in rows().items()}
+    for name, row in table.items():
+        ratio = f"{row['p50_ms'] / base:.2f}x" if base else "-"
+        lines.append(f"| {labels[name]} | {figure(row['p50_ms'])} | {ratio} | {figure(row['p99_ms'])} | {row['left']} |")
+    lines += ["", f"p50 with a spare that is ready, at most {MOST_P50_MS} ms; an idle session of Ostler holds {idle_kib:.1f} KiB "]
+    lines[-1] += f"({IDLE_SESSIONS} on one shared process), at most {MOST_IDLE_KIB}: "
+    lines[-1] += "kept" if kept(table, idle_kib) else "missed"
+    return "\n".join(lines) + "\n"
