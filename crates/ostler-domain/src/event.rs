@@ -501,7 +501,9 @@ impl fmt::Display for Happening {
                 write!(f, "the configuration was not taken in, nothing changes: {why}")
             }
             Self::Leased { holder, fence } => write!(f, "given to {holder}, as lease {fence} of its pool"),
-            Self::Scaled { replicas, calls, .. } => write!(f, "{replicas} replicas for {calls} calls that run"),
+            Self::Scaled { replicas, calls, .. } => {
+                write!(f, "{replicas} replicas for {calls} calls that run")
+            }
             Self::ResetFailed { why } => write!(f, "not made clean, and ended: {why}"),
             Self::Learnt { what } => write!(f, "learnt: {what}"),
             Self::Inconsistent { what } => write!(f, "the registry was wrong: {what}"),

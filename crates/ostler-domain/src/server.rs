@@ -14,8 +14,8 @@ pub use upstream::{Upstream, UpstreamAt};
 
 use crate::ids::ServerName;
 use crate::pool::PoolSpec;
-use crate::replicas::ReplicasSpec;
 use crate::ports::PortWish;
+use crate::replicas::ReplicasSpec;
 
 /// Who shares an instance of a server.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

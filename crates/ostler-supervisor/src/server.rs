@@ -253,8 +253,7 @@ impl Server {
         era: Era,
     ) -> Result<Arc<InstanceHandle>, Unavailable> {
         let mut instances = self.lock();
-        let wanted =
-            Wanted { owner: &Owner::All, era: Some(era), initialize: None, on_demand: false };
+        let wanted = Wanted { owner: &Owner::All, era: Some(era), initialize: None, on_demand: false };
         self.create(core, &mut instances, wanted)
     }
 

@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 
 use crate::connection::{CallSink, Connection, First, SendError};
 use crate::instance::{InstanceHandle, Lease, Unavailable};
+use crate::own::ServedBy;
 use crate::select::select;
 use crate::server::Server;
-use crate::own::ServedBy;
 use crate::session::{Busy, CallRefused, NoSession, Session};
 use crate::stream::{Keep, ReplayStream};
 use crate::supervisor::{Caller, Supervisor};

@@ -325,7 +325,12 @@ const ON_RETURN: &[Choice] = &[
 const REPLICAS: Groups = &[&[
     key("min", Kind::Count { min: 1, max: 100 }, "1", "Replicas at the least, once it runs."),
     key("max", Kind::Count { min: 1, max: 100 }, "4", "Replicas at most; each counts in `limits`."),
-    key("calls", Kind::Count { min: 1, max: 10_000 }, "4", "Calls at the same time that one replica is meant for."),
+    key(
+        "calls",
+        Kind::Count { min: 1, max: 10_000 },
+        "4",
+        "Calls at the same time that one replica is meant for.",
+    ),
     key("up", Kind::Fraction, "0.8", "Share of these from which one more is started, from 0 to 1."),
     key(
         "down",

@@ -207,9 +207,6 @@ pub enum Unavailable {
     Limit(String),
 }
 
-/// A connection of a serving instance, and the snapshot it was taken from.
-type Serving = (Arc<Connection>, Arc<Snapshot>);
-
 /// An instance, for its users.
 #[derive(Debug)]
 pub struct InstanceHandle {

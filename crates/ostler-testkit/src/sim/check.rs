@@ -91,7 +91,8 @@ fn lease(state: &mut State, supervisor: &Supervisor, entry: &Entry) -> Result<()
     if entry.kind != "leased" {
         return Ok(());
     }
-    let numbers = entry.message.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u64>().ok());
+    let numbers =
+        entry.message.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u64>().ok());
     let fence = numbers.last().ok_or_else(|| format!("a lease without a number: {}", entry.message))?;
     let server = entry.subject.rsplit_once('.').map_or("", |(server, _)| server);
     if let Some(before) = state.fences.insert(server.to_owned(), fence)
@@ -120,7 +121,12 @@ fn exclusive(supervisor: &Supervisor) -> Result<(), String> {
                 return Err(format!("{} is session {other}'s and session {}'s", handle.id, session.handle));
             }
             if *handle.owner() != Owner::Session(Arc::clone(&session.handle)) {
-                return Err(format!("{} is held by {} and shown as {}'s", handle.id, session.handle, handle.owner()));
+                return Err(format!(
+                    "{} is held by {} and shown as {}'s",
+                    handle.id,
+                    session.handle,
+                    handle.owner()
+                ));
             }
         }
     }
@@ -289,7 +295,10 @@ fn spares(supervisor: &Supervisor) -> Result<(), String> {
         let begun = server.spec.is_eager() || all > 0;
         if begun && (ready, all) != (pool.spare, pool.spare) {
             let name = &server.spec.name;
-            return Err(format!("{name} has {ready} spares and {all} instances, and should have {}", pool.spare));
+            return Err(format!(
+                "{name} has {ready} spares and {all} instances, and should have {}",
+                pool.spare
+            ));
         }
     }
     Ok(())

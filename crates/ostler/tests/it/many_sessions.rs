@@ -82,7 +82,8 @@ async fn open_modern(http: &Arc<Http>, name: &'static str, count: usize) {
                 ("mcp-name", "echo"),
             ]);
             let path = format!("/mcp/modern/s/{name}-{number}");
-            let answer = http.send(hyper::Method::POST, &path, &headers, request.to_string()).await.answer().await;
+            let answer =
+                http.send(hyper::Method::POST, &path, &headers, request.to_string()).await.answer().await;
             assert_eq!(text(&answer), "x");
         }
     })

@@ -80,8 +80,11 @@ async fn a_session_gets_a_spare_and_the_next_gets_another() {
     assert_ne!(leased(&daemon), [mine]);
     assert_eq!(text(&second.call(1, "echo", &json!({"text": "again"})).await), "again");
     let events = daemon.events();
-    let leases: Vec<&str> =
-        events.iter().filter(|event| event["kind"] == "leased").filter_map(|e| e["message"].as_str()).collect();
+    let leases: Vec<&str> = events
+        .iter()
+        .filter(|event| event["kind"] == "leased")
+        .filter_map(|e| e["message"].as_str())
+        .collect();
     assert_eq!(leases.len(), 2, "{leases:?}");
     assert!(leases[0].contains("lease 1 ") && leases[1].contains("lease 2 "), "{leases:?}");
 }
