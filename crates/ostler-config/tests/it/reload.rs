@@ -194,6 +194,12 @@ const SERVER_VALUES: &[(&str, &str)] = &[
     ("pool.max_age|pool", "'1s'\nscope = 'session'"),
     ("pool.max_rss|pool", "'1MiB'\nscope = 'session'"),
     ("pool.jitter|pool", "0\nscope = 'session'"),
+    ("replicas.min|replicas", "2\nscope = 'shared'"),
+    ("replicas.max|replicas", "2\nscope = 'shared'"),
+    ("replicas.calls|replicas", "1\nscope = 'shared'"),
+    ("replicas.up|replicas", "0.9\nscope = 'shared'"),
+    ("replicas.down|replicas", "0.1\nscope = 'shared'"),
+    ("replicas.interval|replicas", "'1s'\nscope = 'shared'"),
 ];
 
 /// Every key of the schema has a value above, and a change of it is told under its name.

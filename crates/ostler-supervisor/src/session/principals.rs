@@ -4,7 +4,12 @@ use super::*;
 
 fn table() -> Sessions {
     let keep = Keep { events: 1, bytes: 1 };
-    Sessions::new(3, Life::default(), keep, Arc::default())
+    let life = Life {
+        idle: Duration::from_secs(60),
+        stale: Duration::from_secs(60),
+        max_age: Duration::from_secs(60),
+    };
+    Sessions::new(3, life, keep, Arc::default())
 }
 
 #[tokio::test]
