@@ -269,7 +269,7 @@ impl Somebody {
             Ok(session) => session,
             Err(why) => return self.refused("a session", &why.to_string()),
         };
-        let Some(busy) = session.begin_call(supervisor.config().limits.session_calls) else { return };
+        let Ok(busy) = session.begin_call(supervisor.config().limits.session_calls) else { return };
         let name = &server.spec.name;
         self.say(|| format!("wants an instance of {name} for session {}", session.handle));
         let finding = supervisor.own_instance(&session, server, &caller);

@@ -119,6 +119,7 @@ impl Plan {
             config.limits = ostler_config::Config::default().limits;
             config.limits.processes = 1000;
             config.limits.per_type = 1000;
+            config.limits.session_instances = 1000;
             config.sessions.idle = Duration::from_secs(600);
         }
         let moments = moments(&config);
