@@ -100,7 +100,7 @@ pub struct Refusal {
     pub why: String,
     /// What would make room, where stopping what nobody uses could.
     pub need: Option<Need>,
-    /// How many had been let in by then ([`Admission::let_in`]).
+    /// How many had been let in by then (`Admission::let_in`).
     pub let_in: u64,
 }
 
