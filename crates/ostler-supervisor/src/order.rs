@@ -103,9 +103,13 @@ async fn wait_for_these(
     } else {
         join_all(needed.iter().map(|dependency| demand(core, dependency, owners, None))).await;
     }
-    // All at the same time: the first may be gone again when the last is there.
-    while trouble(&needed).is_some() {
-        join_all(needed.iter().map(|dependency| dependency.until(|standing| standing.serves()))).await;
+    until_all_serve(&needed).await;
+}
+
+/// All at the same time: the first may be gone again when the last is there.
+async fn until_all_serve(servers: &[Arc<Server>]) {
+    while trouble(servers).is_some() {
+        join_all(servers.iter().map(|dependency| dependency.until(|standing| standing.serves()))).await;
     }
 }
 
@@ -170,7 +174,39 @@ pub(crate) async fn for_client(
     patience: Duration,
 ) -> Result<(), Unavailable> {
     let deadline = Instant::now() + patience;
-    let waits = wait_for_dependencies(core, server, owners, Some(deadline));
+    in_time(core, server, deadline, wait_for_dependencies(core, server, owners, Some(deadline))).await
+}
+
+/// Waits until the dependencies of a server serve, of which an instance is started for nobody yet. Whoever asked for the
+/// server first has demanded them.
+///
+/// # Errors
+/// [`Unavailable::Held`] when they do not within `patience`, with the reasons.
+pub(crate) async fn for_spare(
+    core: &Arc<Core>,
+    server: &Arc<Server>,
+    patience: Duration,
+) -> Result<(), Unavailable> {
+    let waits = async {
+        let mut renewals = core.registry.renewals();
+        loop {
+            renewals.borrow_and_update();
+            let needed = needed(core, server);
+            crate::select::select! {
+                () = until_all_serve(&needed) => return,
+                Ok(()) = renewals.changed() => {}
+            }
+        }
+    };
+    in_time(core, server, Instant::now() + patience, waits).await
+}
+
+async fn in_time(
+    core: &Core,
+    server: &Arc<Server>,
+    deadline: Instant,
+    waits: impl Future<Output = ()>,
+) -> Result<(), Unavailable> {
     if timeout_at(deadline, waits).await.is_ok() {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ostler_domain::event::Happening;
+use ostler_domain::instance::State;
 use ostler_domain::{Era, Scope, ServerName};
 use ostler_mcp::version;
 
@@ -147,7 +148,11 @@ impl Supervisor {
                 Ok(snapshot) => return Ok(Own { handle, snapshot, fence }),
                 // Another call began it, and its client vanished in this moment.
                 Err(_) if handle.is_retired() && !is_new && !session.ended() && tries < TRIES => tries += 1,
-                Err(unavailable) => return Err(unavailable),
+                Err(unavailable) => {
+                    let is_lost = |lease: &Lease| Arc::ptr_eq(lease.handle(), &handle) && is_lost(lease);
+                    session.give_up_if(name, is_lost, "it will not serve its session any more").await;
+                    return Err(unavailable);
+                }
             }
         }
     }
@@ -195,6 +200,18 @@ impl Supervisor {
         let Some(lease) = &*seat else { return Err(Unavailable::Limit("it is gone".to_owned())) };
         Ok((Arc::clone(lease.handle()), lease.fence(), is_new))
     }
+}
+
+/// Whether an instance is of no use to its session any more: the next call gets another. One that is broken may come
+/// back by itself; where there is a pool, one of that is the better choice.
+fn is_lost(lease: &Lease) -> bool {
+    let snapshot = lease.snapshot();
+    let failed = match snapshot.state {
+        State::Failed { .. } => true,
+        State::Broken { .. } => lease.is_of_pool(),
+        _ => false,
+    };
+    failed || snapshot.removed || snapshot.wrong_era.is_some() || lease.is_retired()
 }
 
 /// One who waits for an instance of his session. Where he is gone before it has served at all (this is dropped), it is

@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use crate::clock;
 use crate::core::Core;
 use crate::instance::{InstanceHandle, Lease, Owner, Unavailable};
+use crate::order;
 use crate::server::Server;
 
 /// What instances of a pool differ in: nothing where Ostler speaks no MCP with them.
@@ -41,6 +42,8 @@ pub(crate) struct Pool {
 struct State {
     decisions: pool::Pool<Kind>,
     members: BTreeMap<Slot, Arc<InstanceHandle>>,
+    /// Not started yet: what their server depends on does not serve.
+    held: BTreeMap<Slot, AbortHandle>,
     /// Held while they are checked, so that nobody ends them meanwhile.
     checked: BTreeMap<Slot, Lease>,
     line: BTreeMap<Ticket, Waiting>,
@@ -97,6 +100,7 @@ impl Pool {
         let state = State {
             decisions: pool::Pool::new(spec, []),
             members: BTreeMap::new(),
+            held: BTreeMap::new(),
             checked: BTreeMap::new(),
             line: BTreeMap::new(),
             next_ticket: 0,
@@ -210,7 +214,7 @@ impl Pool {
         match effect {
             Effect::Create { slot, kind } => match self.create(core, state, slot, kind) {
                 Ok(()) => {}
-                Err(why) => events.extend([Event::Failed { slot, why: why.to_string() }, Event::Gone(slot)]),
+                Err(why) => events.extend(never_was(slot, &why)),
             },
             Effect::Check(slot) => self.check(core, state, slot, events),
             Effect::Hand { ticket, slot, fence } => self.hand(core, state, (ticket, slot, fence), events),
@@ -223,7 +227,10 @@ impl Pool {
             }
             Effect::Reset(slot) => self.reset(core, state, slot),
             Effect::Retire { slot, why } => {
-                if let Some(handle) = state.members.get(&slot).cloned() {
+                if let Some(held) = state.held.remove(&slot) {
+                    held.abort();
+                    events.push_back(Event::Gone(slot));
+                } else if let Some(handle) = state.members.get(&slot).cloned() {
                     tokio::spawn(async move { handle.end(why.to_string()).await });
                 }
             }
@@ -248,6 +255,45 @@ impl Pool {
         kind: Kind,
     ) -> Result<(), Unavailable> {
         let server = self.server(core).ok_or_else(|| self.refusal("the server is not there any more"))?;
+        if order::held_by(core, &server).is_none() {
+            return self.start(core, state, (slot, kind), &server);
+        }
+        let (pool, core) = (Arc::clone(self), Arc::clone(core));
+        let held = tokio::spawn(async move {
+            let served = order::for_spare(&core, &server, server.patience()).await;
+            pool.go_on(&core, (slot, kind), served);
+        });
+        state.held.insert(slot, held.abort_handle());
+        Ok(())
+    }
+
+    /// What it depends on serves, or did not in time.
+    fn go_on(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        (slot, kind): (Slot, Kind),
+        served: Result<(), Unavailable>,
+    ) {
+        let begun = {
+            let mut state = self.lock();
+            if state.held.remove(&slot).is_none() {
+                // It was given up meanwhile.
+                return;
+            }
+            served.and_then(|()| self.create(core, &mut state, slot, kind))
+        };
+        if let Err(why) = begun {
+            never_was(slot, &why).into_iter().for_each(|event| self.tell(event));
+        }
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        state: &mut State,
+        (slot, kind): (Slot, Kind),
+        server: &Arc<Server>,
+    ) -> Result<(), Unavailable> {
         let handle = server.create_spare(core, kind, state.decisions.figures().waiting > 0)?;
         state.members.insert(slot, Arc::clone(&handle));
         tokio::spawn(member::follow(Arc::clone(self), slot, handle, kind));
@@ -324,6 +370,11 @@ impl Pool {
             self.tell(Event::Measured { slot, rss });
         }
     }
+}
+
+/// What is to be said of one that could not be started.
+fn never_was(slot: Slot, why: &Unavailable) -> [Event<Kind>; 2] {
+    [Event::Failed { slot, why: why.to_string() }, Event::Gone(slot)]
 }
 
 impl State {

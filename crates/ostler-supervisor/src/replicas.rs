@@ -9,6 +9,7 @@ use ostler_domain::{Era, State};
 use crate::core::Core;
 use crate::instance::driver::Inbox;
 use crate::instance::{InstanceHandle, Owner};
+use crate::order;
 use crate::server::{Server, Standing};
 
 /// One task for a server, from its first instance to its last.
@@ -59,6 +60,10 @@ async fn look(core: &Arc<Core>, server: &Arc<Server>, spec: &ReplicasSpec, era: 
     let scaled = |up: bool, replicas: usize| Happening::Scaled { up, replicas, calls: seen.calls };
     match scaler.decide(spec, seen) {
         Step::Up(more) => {
+            if let Some(why) = order::held_by(core, server) {
+                tracing::warn!(server = %server.spec.name, %why, "no further replica");
+                return;
+            }
             let made = (0..more).map_while(|_| match server.create_replica(core, era) {
                 Ok(_) => Some(()),
                 Err(why) => {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ostler_domain::instance::State::Stopping;
 use ostler_domain::pool::OnReturn;
 use ostler_domain::{Scope, ServerName};
 use ostler_supervisor::events::Entry;
@@ -133,10 +134,9 @@ fn exclusive(supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// A session has an instance, or it is over.
+/// A legacy session has an instance, or it is over. A modern one gets another when it next asks.
 fn sessions(state: &State, supervisor: &Supervisor) -> Result<(), String> {
-    let lost =
-        |session: &&Arc<Session>| session.instances().iter().any(|(_, handle)| handle.snapshot().removed);
+    let lost = |session: &&Arc<Session>| session.instance().is_some_and(|handle| handle.snapshot().removed);
     match supervisor.sessions().all().iter().find(lost) {
         Some(session) if !state.stopping => {
             Err(format!("session {} goes on, and what it holds is gone for good", session.handle))
@@ -284,21 +284,22 @@ pub(super) fn quiet(world: &World, supervisor: &Supervisor) -> Result<(), String
     Ok(())
 }
 
-/// A pool that was begun has exactly its spares again.
+/// A pool that was begun has exactly its spares again; where they grow old, those that replace some may be there too.
 fn spares(supervisor: &Supervisor) -> Result<(), String> {
     for server in supervisor.servers().all() {
         let Some(pool) = &server.spec.pool else { continue };
-        let serving = |handle: &&Arc<InstanceHandle>| {
+        let instances = server.instances();
+        let leaves = |handle: &&Arc<InstanceHandle>| matches!(handle.snapshot().state, Stopping { .. });
+        let is_spare = |handle: &&Arc<InstanceHandle>| {
             *handle.owner() == Owner::Spare && handle.snapshot().state.serves()
         };
-        let (all, ready) = (server.instances().len(), server.instances().iter().filter(serving).count());
-        let begun = server.spec.is_eager() || all > 0;
-        if begun && (ready, all) != (pool.spare, pool.spare) {
+        let all = instances.len() - instances.iter().filter(leaves).count();
+        let ready = instances.iter().filter(is_spare).count();
+        let most = if pool.max_age.is_some() { pool.spare * 2 } else { pool.spare };
+        let begun = server.spec.is_eager() || !instances.is_empty();
+        if begun && (ready < pool.spare || all > most) {
             let name = &server.spec.name;
-            return Err(format!(
-                "{name} has {ready} spares and {all} instances, and should have {}",
-                pool.spare
-            ));
+            return Err(format!("{name} has {ready} spares and {all} instances, not {}", pool.spare));
         }
     }
     Ok(())

@@ -182,7 +182,12 @@ fn server(dice: &mut Dice, name: &str, kind: bool, earlier: &[ServerSpec]) -> Se
     spec.start = if dice.chance(50) { StartMode::Eager } else { StartMode::OnDemand };
     spec.required = dice.chance(50);
     for other in earlier {
-        match dice.below(10) {
+        let chance = dice.below(10);
+        if matches!(other.scope, Scope::Session | Scope::Project) {
+            // The configuration refuses to wait for what has an instance for each client.
+            continue;
+        }
+        match chance {
             0..=2 => spec.depends_on.push(other.name.clone()),
             3 => spec.wants.push(other.name.clone()),
             _ => {}
