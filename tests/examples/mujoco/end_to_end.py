@@ -194,7 +194,6 @@ processes = {MOCKS + 1}
 sessions = {MOCKS + 100}
 memory = "20GiB"
 cleanups = 50
-shutdown = "100s"
 
 [ports]
 range = "{spread(ports)}"
@@ -225,6 +224,16 @@ def real() -> None:
         asyncio.run(twenty.run())
         check("who finds a spare gets it, and ports are used again", lambda: warm(daemon, twenty.ports()))
         check("the demonstrations", lambda: demos(daemon))
+        check("a session manager's words", lambda: words(daemon))
+
+
+def words(daemon: Daemon) -> None:
+    script = EXAMPLE.parent / "session-manager" / "session_manager.py"
+    command = [sys.executable, str(script), str(daemon.folder / "run" / "api.sock")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S)
+    same(said.returncode, 0, said.stderr)
+    lines = said.stdout.splitlines()
+    same((lines[1], lines[-1]), ("ended: True", "sessions: 0"), said.stdout)
 
 
 def many() -> None:

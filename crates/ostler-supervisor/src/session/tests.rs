@@ -204,7 +204,7 @@ fn record(number: u64, id: &str, silent: Duration) -> SessionRecord {
         id: id.to_owned(),
         principal: "me".to_owned(),
         name: None,
-        isolated: number % 2 == 0,
+        isolated: number.is_multiple_of(2),
         owned: true,
         restarts: 1,
         created_unix_ms: ago(silent + Duration::from_secs(7)),
