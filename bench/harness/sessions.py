@@ -17,7 +17,7 @@ START_S = 0.5
 # Between two sessions: longer than a start, so that a pool has its spare again. What a pool cannot keep up with waits in line.
 PAUSE_S = 0.7
 SESSIONS = 40
-# What the issue allows for an instance that is ready.
+# An instance that is ready is to be had within this, at the median.
 MOST_P50_MS = 5.0
 IDLE_SESSIONS = 1000
 MOST_IDLE_KIB = 16

@@ -46,6 +46,10 @@ pub fn session_edit(
     let Some(meta) = read.meta else {
         return Ok(put_in(body, &params, &format!("\"_meta\":{{{named}}}")));
     };
+    // A list would be read as the members in their order.
+    if !meta.get().starts_with('{') {
+        return Err(invalid("`_meta` must be an object".to_owned()));
+    }
     let says: Meta<'_> =
         serde_json::from_str(meta.get()).map_err(|error| invalid(format!("in `_meta`: {error}")))?;
     if says.session.is_some() {
