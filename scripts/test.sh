@@ -10,38 +10,49 @@ cd "$ROOT"
 # Limits in seconds. A cold build takes most of the first on two cores; the others take a minute or two.
 CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420 LEAK_LIMIT_S=420 MUJOCO_LIMIT_S=240 DESKTOP_LIMIT_S=240
 
-passed=0 failed=0 running=
+passed=0 failed=0
+# The steps that run, by name: the pid of each, which leads a process group of its own.
+declare -A running=() limit_of=()
 logs=$(mktemp -d)
-# Ends the step that is running, by its process group, and nothing else.
+# Ends the steps that are running, by their process groups, and nothing else.
 clean_up() {
-  if [ -n "$running" ]; then
-    kill -TERM -- "-$running" 2>/dev/null || true
-    wait "$running" 2>/dev/null || true
-  fi
+  local pid
+  for pid in "${running[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  for pid in "${running[@]}"; do wait "$pid" 2>/dev/null || true; done
   rm -rf "$logs"
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# run_step NAME LIMIT_S COMMAND...: shows the output as it comes, keeps it in $logs/NAME, gives the exit status.
-run_step() {
-  local name=$1 limit=$2 status=0 follower
+# begin_step NAME LIMIT_S COMMAND...: starts a step, beside what else runs; its output goes to $logs/NAME.
+begin_step() {
+  local name=$1 limit=$2
   shift 2
-  say "$name"
   : >"$logs/$name"
   set -m                                   # a process group of its own, with signals as they are by default
   timeout -k 20 "$limit" "$@" >"$logs/$name" 2>&1 </dev/null &
-  running=$!
+  running[$name]=$! limit_of[$name]=$limit
   set +m
+}
+
+# end_step NAME: shows its output as it comes, and gives its exit status.
+end_step() {
+  local name=$1 status=0 follower pid=${running[$1]}
+  say "$name"
   # In the background, because bash acts on a signal only between foreground commands; it ends with the step.
-  tail -n +1 -s 0.2 -f --pid="$running" "$logs/$name" &
+  tail -n +1 -s 0.2 -f --pid="$pid" "$logs/$name" &
   follower=$!
-  wait "$running" || status=$?
-  running=
+  wait "$pid" || status=$?
+  unset "running[$name]"
   wait "$follower" || true
-  if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then say "$name: stopped after its limit of $limit s"; fi
+  if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then say "$name: stopped after its limit of ${limit_of[$name]} s"; fi
   return "$status"
+}
+
+run_step() {
+  begin_step "$@"
+  end_step "$1"
 }
 
 # add NAME STATUS PASSED FAILED: adds a step to the total. A step that ended badly, or that counted nothing, has failed.
@@ -66,9 +77,13 @@ cargo_step() {
 
 # A step whose last line is its own `N passed, M failed`.
 counted_step() {
+  begin_step "$@"
+  end_counted "$1"
+}
+
+end_counted() {
   local name=$1 status=0 last
-  shift
-  run_step "$name" "$@" || status=$?
+  end_step "$name" || status=$?
   last=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/$name" | tail -n 1) || last='0 passed, 1 failed'
   add "$name" "$status" "$(cut -d' ' -f1 <<<"$last")" "$(cut -d' ' -f3 <<<"$last")"
 }
@@ -97,11 +112,14 @@ if [ -x "$OSTLER_BIN" ]; then
   export OSTLER_BIN
   # What is kept of a run.
   export OSTLER_TEST_ARTEFACTS=${OSTLER_TEST_ARTEFACTS:-$(dirname "$(dirname "$OSTLER_BIN")")/artefacts}
+  # They mostly wait for processes to start: two lanes of them are done sooner than one.
+  begin_step clients "$CLIENTS_LIMIT_S" node tests/clients/run.mjs
   counted_step conformance "$CONFORMANCE_LIMIT_S" node tests/conformance/run.mjs
-  counted_step clients "$CLIENTS_LIMIT_S" node tests/clients/run.mjs
   counted_step leak "$LEAK_LIMIT_S" node tests/leak/run.mjs
+  end_counted clients
+  begin_step desktop "$DESKTOP_LIMIT_S" python3 tests/examples/desktop/run.py
   counted_step mujoco "$MUJOCO_LIMIT_S" python3 tests/examples/mujoco/run.py
-  counted_step desktop "$DESKTOP_LIMIT_S" python3 tests/examples/desktop/run.py
+  end_counted desktop
   say "pictures to be looked at: $OSTLER_TEST_ARTEFACTS"
 else
   say "there is no $OSTLER_BIN: it did not build"

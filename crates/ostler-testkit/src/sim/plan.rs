@@ -235,7 +235,8 @@ fn pool(dice: &mut Dice, kind: bool, idle: Duration) -> PoolSpec {
         waiting: dice.size(5) + 1,
         on_return: if dice.chance(60) { OnReturn::Restart } else { OnReturn::Reuse },
         max_uses: seldom(dice, 4).and_then(|uses| u32::try_from(uses).ok()),
-        max_age: seldom(dice, 60_000).map(Duration::from_millis),
+        // No younger: in hours of quiet that would be nothing but one process after another.
+        max_age: dice.chance(30).then(|| dice.millis(60_000, 1_200_000)),
         idle,
         ..PoolSpec::default()
     };
