@@ -117,9 +117,8 @@ if [ -x "$OSTLER_BIN" ]; then
   counted_step conformance "$CONFORMANCE_LIMIT_S" node tests/conformance/run.mjs
   counted_step leak "$LEAK_LIMIT_S" node tests/leak/run.mjs
   end_counted clients
-  begin_step desktop "$DESKTOP_LIMIT_S" python3 tests/examples/desktop/run.py
   counted_step mujoco "$MUJOCO_LIMIT_S" python3 tests/examples/mujoco/run.py
-  end_counted desktop
+  counted_step desktop "$DESKTOP_LIMIT_S" python3 tests/examples/desktop/run.py
   say "pictures to be looked at: $OSTLER_TEST_ARTEFACTS"
 else
   say "there is no $OSTLER_BIN: it did not build"

@@ -255,10 +255,13 @@ impl Guard {
         if let Phase::Killing { next_round, stuck_at, .. } = self.phase
             && now >= next_round
         {
-            self.kill_round();
+            let alone = self.kill_round();
             if stuck_at.is_some_and(|at| now >= at) {
-                let pids =
-                    self.killer.last().iter().map(|process| process.pid).take(wire::MAX_PIDS).collect();
+                let found = self.killer.last().iter().map(|process| process.pid);
+                let pids = match alone {
+                    Some(leader) => vec![leader.as_raw_nonzero().get()],
+                    None => found.take(wire::MAX_PIDS).collect(),
+                };
                 self.say(&Report::Stuck { pids });
             }
             if let Phase::Killing { next_round, pause, stuck_at } = &mut self.phase {
@@ -368,13 +371,20 @@ impl Guard {
         self.phase = Phase::Killing { next_round, pause, stuck_at: Some(now + STUCK_AFTER) };
     }
 
-    fn kill_round(&mut self) {
+    /// Kills what is there. Gives the leader where that is all.
+    fn kill_round(&mut self) -> Option<Pid> {
+        // As in `terminate`: a thousand guards that look at every process until theirs has gone would starve those.
+        if let Some(leader) = self.leader.filter(|leader| tree::is_alone(*leader)) {
+            let _ = rustix::process::kill_process(leader, Signal::KILL);
+            return Some(leader);
+        }
         let me = self.me;
         let round = self.killer.round(Freeze::Once, |scan, into| scan.descendants(me, into));
         if let Err(error) = round {
             log(&format_args!("cannot list the tree to kill it, trying again: {error}"));
             self.signal_group(Signal::KILL);
         }
+        None
     }
 
     /// Signals the leader's process group. Only while the leader is not reaped: its number is not free till then.
