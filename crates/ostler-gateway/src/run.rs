@@ -58,7 +58,8 @@ impl Run {
     /// # Errors
     /// [`NoRun`], with the limit or the reason.
     pub(crate) fn of(gateway: &Gateway, caller: &Caller, wanted: RunMany) -> Result<Self, NoRun> {
-        let at_once = check(&wanted).inspect_err(|_| gateway.supervisor.events().count("run_many refused"))?;
+        let at_once =
+            check(&wanted).inspect_err(|_| gateway.supervisor.events().count("run_many refused"))?;
         let home = match wanted.session_id {
             Some(key) => {
                 let busy = gateway.supervisor.session(caller, &key)?.busy();
