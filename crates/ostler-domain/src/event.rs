@@ -280,6 +280,42 @@ pub enum Happening {
         /// Why.
         why: String,
     },
+    /// A worker of tasks is there.
+    WorkerStarted,
+    /// A worker of tasks has ended, and nothing of it is left.
+    WorkerTerminated {
+        /// Why.
+        why: String,
+    },
+    /// A worker of tasks did not start, or is of no use any more.
+    WorkerError {
+        /// Why.
+        why: String,
+    },
+    /// A lane is to have more workers from now on, or fewer.
+    WorkersScaled {
+        /// As many as before.
+        from: usize,
+        /// As many as now.
+        to: usize,
+    },
+    /// A task has succeeded.
+    TaskComplete,
+    /// A task has ended without success.
+    TaskError {
+        /// Why.
+        why: String,
+    },
+    /// Tasks were not let in.
+    QueueFull {
+        /// The limit, and the figures.
+        why: String,
+    },
+    /// What there is to be said of the task journal.
+    TaskJournal {
+        /// What.
+        why: String,
+    },
     /// A shared server has more instances from now on, or fewer.
     Scaled {
         /// Whether more.
@@ -348,6 +384,15 @@ impl Happening {
             Self::ReloadFailed { .. } => "reload-failed",
             Self::Leased { .. } => "leased",
             Self::ResetFailed { .. } => "reset-failed",
+            Self::WorkerStarted => "worker-started",
+            Self::WorkerTerminated { .. } => "worker-terminated",
+            Self::WorkerError { .. } => "worker-error",
+            Self::WorkersScaled { from, to } if to > from => "scaled-up",
+            Self::WorkersScaled { .. } => "scaled-down",
+            Self::TaskComplete => "task-complete",
+            Self::TaskError { .. } => "task-error",
+            Self::QueueFull { .. } => "queue-full",
+            Self::TaskJournal { .. } => "task-journal",
             Self::Scaled { up: true, .. } => "scaled-up",
             Self::Scaled { up: false, .. } => "scaled-down",
             Self::Learnt { .. } => "learnt",
@@ -409,8 +454,17 @@ impl Happening {
             | Self::Reloaded { .. }
             | Self::Leased { .. }
             | Self::Scaled { .. }
+            | Self::WorkerStarted
+            | Self::WorkerTerminated { .. }
+            | Self::WorkersScaled { .. }
+            | Self::TaskComplete
             | Self::Learnt { .. } => Severity::Info,
-            Self::ResetFailed { .. } | Self::SessionShares { .. } => Severity::Warning,
+            Self::ResetFailed { .. }
+            | Self::SessionShares { .. }
+            | Self::WorkerError { .. }
+            | Self::TaskError { .. }
+            | Self::QueueFull { .. }
+            | Self::TaskJournal { .. } => Severity::Warning,
             Self::Alert(told) if told.stage == Stage::Resolved => Severity::Info,
             Self::Alert(told) => told.alert.severity,
         }
@@ -463,23 +517,12 @@ impl fmt::Display for Happening {
             Self::ReverseRequestRefused { method, reason } => {
                 write!(f, "the server's request `{method}` refused: {reason}")
             }
-            Self::SessionStarted { client } => write!(f, "session of {client} started"),
-            Self::SessionEnded { reason } => write!(f, "session ended: {reason}"),
-            Self::SessionDraining { reason, running } => {
-                write!(f, "session is ending, and takes no new calls while {running}: {reason}")
-            }
-            Self::SessionShares { server, why } => write!(
-                f,
-                "session uses the instance of `{server}` that its principal's sessions share, from now on and until it \
-                 ends (fallback): {why}"
-            ),
-            Self::SessionRenewed { instance } => write!(
-                f,
-                "session has {instance} now: what it had ended when the daemon was restarted, with its state"
-            ),
-            Self::SessionsTakenUp { kept, ended } => {
-                write!(f, "{kept} sessions of before the restart go on, and {ended} have ended meanwhile")
-            }
+            Self::SessionStarted { .. }
+            | Self::SessionEnded { .. }
+            | Self::SessionDraining { .. }
+            | Self::SessionShares { .. }
+            | Self::SessionRenewed { .. }
+            | Self::SessionsTakenUp { .. } => self.fmt_session(f),
             Self::OrphanReaped { pid, evidence } => {
                 write!(f, "ended left-over process {pid}, known by {evidence}")
             }
@@ -504,6 +547,13 @@ impl fmt::Display for Happening {
             Self::Scaled { replicas, calls, .. } => {
                 write!(f, "{replicas} replicas for {calls} calls that run")
             }
+            Self::WorkerStarted => f.write_str("a worker is ready"),
+            Self::WorkerTerminated { why } => write!(f, "a worker has ended: {why}"),
+            Self::WorkerError { why } => write!(f, "a worker failed: {why}"),
+            Self::WorkersScaled { from, to } => write!(f, "{to} workers, where there were {from}"),
+            Self::TaskComplete => f.write_str("the task succeeded"),
+            Self::TaskError { why } | Self::TaskJournal { why } => f.write_str(why),
+            Self::QueueFull { why } => write!(f, "tasks were not let in: {why}"),
             Self::ResetFailed { why } => write!(f, "not made clean, and ended: {why}"),
             Self::Learnt { what } => write!(f, "learnt: {what}"),
             Self::Inconsistent { what } => write!(f, "the registry was wrong: {what}"),
@@ -513,6 +563,29 @@ impl fmt::Display for Happening {
 }
 
 impl Happening {
+    fn fmt_session(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SessionStarted { client } => write!(f, "session of {client} started"),
+            Self::SessionEnded { reason } => write!(f, "session ended: {reason}"),
+            Self::SessionDraining { reason, running } => {
+                write!(f, "session is ending, and takes no new calls while {running}: {reason}")
+            }
+            Self::SessionShares { server, why } => write!(
+                f,
+                "session uses the instance of `{server}` that its principal's sessions share, from now on and until it \
+                 ends (fallback): {why}"
+            ),
+            Self::SessionRenewed { instance } => write!(
+                f,
+                "session has {instance} now: what it had ended when the daemon was restarted, with its state"
+            ),
+            Self::SessionsTakenUp { kept, ended } => {
+                write!(f, "{kept} sessions of before the restart go on, and {ended} have ended meanwhile")
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn fmt_gave_up(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::GaveUp { next_try_in, max, window, on_trial, cause } = self else {
             return Ok(());

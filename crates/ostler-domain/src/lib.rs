@@ -3,6 +3,7 @@
 //! file, a clock, a process or a random number, so every decision can be tested by calling it.
 
 pub mod alert;
+mod chance;
 pub mod event;
 pub mod graph;
 pub mod health;
@@ -14,7 +15,9 @@ pub mod pressure;
 pub mod replicas;
 pub mod server;
 pub mod session;
+pub mod task;
 pub mod text;
+mod wear;
 
 pub use event::{Happening, Severity};
 pub use ids::{Generation, InstanceId, InvalidServerName, ServerName};

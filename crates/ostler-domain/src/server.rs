@@ -132,6 +132,8 @@ pub enum Transport {
     Socket,
     /// A plain process: it offers clients nothing.
     None,
+    /// A worker of tasks: Ostler speaks the worker protocol with it over its standard input and output.
+    Worker,
 }
 
 impl Transport {
@@ -144,6 +146,7 @@ impl Transport {
             Self::WebSocket => "websocket",
             Self::Socket => "socket",
             Self::None => "none",
+            Self::Worker => "worker",
         }
     }
 

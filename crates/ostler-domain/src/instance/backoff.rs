@@ -21,17 +21,21 @@ pub const BROKEN_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The result is drawn evenly, `entropy` being 64 random bits. It never exceeds `backoff_max`: near the cap
 /// the spread is cut there rather than moved onto it, so that many instances do not come back in one moment.
 pub fn backoff_delay(restart: &Restart, failures: u32, entropy: u64) -> Duration {
+    spread(restart.backoff_min, restart.backoff_max, restart.jitter, failures, entropy)
+}
+
+/// The same, of bare figures.
+pub(crate) fn spread(min: Duration, max: Duration, jitter: f64, failures: u32, entropy: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(31);
-    let base = restart.backoff_min.saturating_mul(1 << doublings).min(restart.backoff_max);
-    let jitter = if restart.jitter.is_nan() { 0.0 } else { restart.jitter.clamp(0.0, 1.0) };
+    let base = min.saturating_mul(1 << doublings).min(max);
+    let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(0.0, 1.0) };
     if jitter == 0.0 {
         return base;
     }
-    let max = restart.backoff_max.as_secs_f64();
     let low = base.as_secs_f64() * (1.0 - jitter);
-    let high = (base.as_secs_f64() * (1.0 + jitter)).min(max);
+    let high = (base.as_secs_f64() * (1.0 + jitter)).min(max.as_secs_f64());
     let share = entropy as f64 / u64::MAX as f64;
-    Duration::try_from_secs_f64(low + share * (high - low)).unwrap_or(base).min(restart.backoff_max)
+    Duration::try_from_secs_f64(low + share * (high - low)).unwrap_or(base).min(max)
 }
 
 /// The pause before the next slow try of a broken instance.

@@ -53,7 +53,7 @@
 //! | `settle.rs` | what follows an empty tree: restart policy, back-off, broken |
 //! | `backoff.rs` | the arithmetic of delays and restart counts |
 
-mod backoff;
+pub(crate) mod backoff;
 mod cause;
 mod decide;
 mod now;

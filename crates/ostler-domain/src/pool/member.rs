@@ -1,9 +1,8 @@
 //! One instance of a pool.
 
-use std::time::Duration;
-
 use super::{Fence, Figures, PoolSpec, Slot, Why};
 use crate::instance::Now;
+use crate::wear::{Bounds, Wear, Worn};
 
 /// What a member is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,16 +23,12 @@ pub(super) struct Member<K> {
     pub(super) doing: Doing,
     /// Since when it does that.
     pub(super) since: Now,
-    born: Now,
-    uses: u32,
-    rss: u64,
-    /// From 0 to 1, by chance.
-    luck: f64,
+    wear: Wear,
 }
 
 impl<K> Member<K> {
     pub(super) fn new(slot: Slot, kind: K, now: Now) -> Self {
-        Self { kind, doing: Doing::Starting, since: now, born: now, uses: 0, rss: 0, luck: luck_of(slot) }
+        Self { kind, doing: Doing::Starting, since: now, wear: Wear::new(slot.0, now) }
     }
 
     pub(super) fn turn(&mut self, doing: Doing, now: Now) {
@@ -41,12 +36,12 @@ impl<K> Member<K> {
     }
 
     pub(super) fn lease(&mut self, fence: Fence, now: Now) {
-        self.uses = self.uses.saturating_add(1);
+        self.wear.used();
         self.turn(Doing::Leased(fence), now);
     }
 
     pub(super) fn measured(&mut self, rss: u64) {
-        self.rss = rss;
+        self.wear.measured(rss);
     }
 
     pub(super) fn fence(&self) -> Option<Fence> {
@@ -63,31 +58,16 @@ impl<K> Member<K> {
 
     /// Why it is to be replaced, if it is.
     pub(super) fn is_due(&self, spec: &PoolSpec, now: Now) -> Option<Why> {
-        let age = now.since(self.born);
-        if spec.max_uses.is_some_and(|max| self.uses >= self.uses_allowed(max, spec.jitter)) {
-            return Some(Why::Worn(self.uses));
-        }
-        if spec.max_age.is_some_and(|max| age >= self.age_allowed(max, spec.jitter)) {
-            return Some(Why::Old(age));
-        }
-        spec.max_rss.is_some_and(|max| self.rss > max).then_some(Why::Large(self.rss))
+        self.wear.is_due(&bounds(spec), now).map(|worn| match worn {
+            Worn::Uses(uses) => Why::Worn(uses),
+            Worn::Age(age) => Why::Old(age),
+            Worn::Rss(rss) => Why::Large(rss),
+        })
     }
 
     /// When its age is up, where that is bounded.
     pub(super) fn age_is_up(&self, spec: &PoolSpec) -> Option<Now> {
-        spec.max_age.map(|max| self.born.after(self.age_allowed(max, spec.jitter)))
-    }
-
-    /// At least one: else it would be replaced before anybody had it.
-    fn uses_allowed(&self, max: u32, jitter: f64) -> u32 {
-        let less = f64::from(max) * jitter * self.luck;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to `max`")]
-        let less = less as u32;
-        max.saturating_sub(less).max(1)
-    }
-
-    fn age_allowed(&self, max: Duration, jitter: f64) -> Duration {
-        max.mul_f64((1.0 - jitter * self.luck).clamp(0.0, 1.0))
+        self.wear.age_is_up(&bounds(spec))
     }
 
     pub(super) fn place_in<'f>(&self, figures: &'f mut Figures) -> &'f mut usize {
@@ -101,11 +81,7 @@ impl<K> Member<K> {
     }
 }
 
-/// Chance that needs no dice: SplitMix64 (Steele and others, 2014) of the slot's number, as a share of 1.
-fn luck_of(slot: Slot) -> f64 {
-    let mut mixed = slot.0.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    let top = u32::try_from((mixed ^ (mixed >> 31)) >> 32).unwrap_or(u32::MAX);
-    f64::from(top) / f64::from(u32::MAX)
+fn bounds(spec: &PoolSpec) -> Bounds {
+    let PoolSpec { max_uses, max_age, max_rss, jitter, .. } = *spec;
+    Bounds { max_uses, max_age, max_rss, jitter }
 }

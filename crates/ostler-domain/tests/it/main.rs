@@ -11,4 +11,8 @@ mod replicas;
 mod scenarios;
 mod support;
 mod table;
+mod task_order;
+mod task_queue;
+mod task_sim;
+mod task_workers;
 mod words;

@@ -1,0 +1,232 @@
+//! `shell-command`: a program, and the whole tree of processes that comes of it.
+//!
+//! A command is over when its first process is; what it left behind is ended then, as it is when its time is over or
+//! it is cancelled. This process is a subreaper, so whatever lost its parent became its child: "ended" is said when
+//! the kernel says that there is no child any more.
+
+mod output;
+mod spec;
+mod tree;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
+use serde::Serialize;
+
+use crate::job::{Job, Outcome, error, payload, traced};
+use crate::protocol::{ErrorKind, Task, TaskError};
+use crate::wire::Wire;
+use output::Captured;
+use spec::Spec;
+
+pub(crate) use output::Encoding;
+pub(crate) use tree::{LEFT, adopt_descendants};
+
+/// When a command's memory is looked at for the first time, and then as often. The hard wall is the worker's own.
+const WEIGH: Duration = Duration::from_millis(200);
+
+/// What came of a command.
+#[derive(Serialize)]
+struct Report {
+    /// Its exit status; none: a signal ended it.
+    status: Option<i32>,
+    /// The signal that ended it.
+    signal: Option<i32>,
+    stdout: String,
+    stderr: String,
+    /// Bytes of each that are not here.
+    stdout_dropped: u64,
+    stderr_dropped: u64,
+}
+
+/// Runs a command to its end.
+pub(crate) fn command(job: &Job, task: &Task) -> Outcome {
+    let spec = Spec::of(payload(task)?, &job.allow)?;
+    let mut running = Running::start(&spec)?;
+    let why = running.attend(job);
+    let status = tree::end(running.leader)?;
+    running.drain();
+    match why {
+        Some(Why::Stop(stop)) => return Err(job.stopped(stop)),
+        Some(Why::Memory(bytes)) => {
+            let max = job.memory;
+            return Err(error(
+                ErrorKind::Memory,
+                &format!("its processes used {bytes} bytes; {max} are allowed (`limits.memory`)"),
+            ));
+        }
+        None => {}
+    }
+    let report = running.report(status, spec.encoding);
+    if !spec.check || report.status == Some(0) {
+        return job.value_of(&report);
+    }
+    let how = match (report.status, report.signal) {
+        (Some(status), _) => format!("the command ended with status {status}"),
+        (None, signal) => format!("the command was ended by signal {}", signal.unwrap_or_default()),
+    };
+    let trace = if spec.encoding == Encoding::Text { report.stderr.as_str() } else { "" };
+    let detail = job.value_of(&report).ok();
+    Err(TaskError { detail, ..traced(ErrorKind::Failed, &how, trace) })
+}
+
+/// Why a command is ended before it ends.
+enum Why {
+    Stop(crate::job::Stop),
+    /// Bytes that it uses.
+    Memory(u64),
+}
+
+/// A command that was started.
+struct Running<'s> {
+    leader: Pid,
+    /// Tells when the leader has ended.
+    pidfd: OwnedFd,
+    stdin: Option<OwnedFd>,
+    /// What is still to be written to it.
+    given: &'s [u8],
+    stdout: Captured,
+    stderr: Captured,
+}
+
+impl<'s> Running<'s> {
+    fn start(spec: &'s Spec) -> Result<Self, TaskError> {
+        let mut command = Command::new(&spec.program);
+        command.arg0(&spec.argv[0]).args(&spec.argv[1..]).current_dir(&spec.cwd).env_clear().envs(&spec.env);
+        command.stdin(if spec.stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
+        // A group of its own: it is ended by it first.
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let child = command.spawn().map_err(|why| spec.not_started(&why))?;
+        Self::of(child, spec).map_err(|why| {
+            error(ErrorKind::Failed, &format!("the command started, but cannot be watched: {why}"))
+        })
+    }
+
+    fn of(mut child: Child, spec: &'s Spec) -> io::Result<Self> {
+        let leader = Pid::from_child(&child);
+        let pipe = |end: Option<OwnedFd>| -> io::Result<OwnedFd> {
+            let end = end.ok_or(io::ErrorKind::BrokenPipe)?;
+            fcntl_setfl(&end, OFlags::NONBLOCK)?;
+            Ok(end)
+        };
+        let begun = (|| {
+            Ok(Self {
+                leader,
+                pidfd: pidfd_open(leader, PidfdFlags::empty())?,
+                stdin: child.stdin.take().map(|end| pipe(Some(end.into()))).transpose()?,
+                given: &spec.stdin,
+                stdout: Captured::new(pipe(child.stdout.take().map(OwnedFd::from))?, spec.max_output),
+                stderr: Captured::new(pipe(child.stderr.take().map(OwnedFd::from))?, spec.max_output),
+            })
+        })();
+        if begun.is_err() {
+            // Whatever it is by now, it is not left running.
+            let _ = tree::end(leader);
+        }
+        begun
+    }
+
+    /// Until its first process has ended; or says why it is to be ended.
+    fn attend(&mut self, job: &Job) -> Option<Why> {
+        let mut weigh = Instant::now() + WEIGH;
+        loop {
+            if let Some(stop) = job.check() {
+                return Some(Why::Stop(stop));
+            }
+            if Instant::now() >= weigh {
+                weigh = Instant::now() + WEIGH;
+                let bytes = tree::memory();
+                if bytes > job.memory {
+                    return Some(Why::Memory(bytes));
+                }
+            }
+            let wait = job.quiet().min(weigh.saturating_duration_since(Instant::now()));
+            let ready = self.wait(wait);
+            if ready.message {
+                job.listen();
+            }
+            if ready.stdin {
+                self.feed();
+            }
+            if ready.stdout {
+                self.stdout.read();
+            }
+            if ready.stderr {
+                self.stderr.read();
+            }
+            if ready.ended {
+                return None;
+            }
+        }
+    }
+
+    fn wait(&self, at_most: Duration) -> Ready {
+        let closed: [Option<BorrowedFd<'_>>; 5] = [
+            Some(Wire::input()),
+            Some(self.pidfd.as_fd()),
+            self.stdin.as_ref().map(AsFd::as_fd),
+            self.stdout.end(),
+            self.stderr.end(),
+        ];
+        let flags = [PollFlags::IN, PollFlags::IN, PollFlags::OUT, PollFlags::IN, PollFlags::IN];
+        let asked = closed.iter().zip(flags).filter_map(|(end, flags)| Some((*end.as_ref()?, flags)));
+        let mut asked: Vec<PollFd<'_>> =
+            asked.map(|(end, flags)| PollFd::from_borrowed_fd(end, flags)).collect();
+        // To the next millisecond: not before the time that is waited for.
+        let at_most = Timespec::try_from(at_most + Duration::from_micros(500)).ok();
+        if poll(&mut asked, at_most.as_ref()).is_err() {
+            return Ready::default();
+        }
+        let mut answers = asked.iter().map(|asked| !asked.revents().is_empty());
+        let mut each = closed.iter().map(|end| end.is_some() && answers.next().unwrap_or(false));
+        let mut next = || each.next().unwrap_or(false);
+        Ready { message: next(), ended: next(), stdin: next(), stdout: next(), stderr: next() }
+    }
+
+    fn feed(&mut self) {
+        let Some(stdin) = &self.stdin else { return };
+        match rustix::io::write(stdin, self.given) {
+            Ok(written) => self.given = &self.given[written..],
+            Err(Errno::INTR | Errno::AGAIN) => return,
+            // It does not want any more.
+            Err(_) => self.given = &[],
+        }
+        if self.given.is_empty() {
+            self.stdin = None;
+        }
+    }
+
+    /// What is left in the pipes; nobody writes to them any more.
+    fn drain(&mut self) {
+        while self.stdout.read() {}
+        while self.stderr.read() {}
+    }
+
+    fn report(&self, status: Option<WaitStatus>, encoding: Encoding) -> Report {
+        Report {
+            status: status.and_then(WaitStatus::exit_status),
+            signal: status.and_then(WaitStatus::terminating_signal),
+            stdout: self.stdout.text(encoding),
+            stderr: self.stderr.text(encoding),
+            stdout_dropped: self.stdout.dropped(),
+            stderr_dropped: self.stderr.dropped(),
+        }
+    }
+}
+
+/// What there is to be done.
+#[derive(Default)]
+struct Ready {
+    message: bool,
+    ended: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+}

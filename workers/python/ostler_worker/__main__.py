@@ -1,0 +1,5 @@
+"""The stock worker: `python3 -m ostler_worker`."""
+
+from .stock import worker
+
+worker.run()
