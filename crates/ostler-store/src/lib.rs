@@ -20,6 +20,7 @@
 //! | [`BUSY_TIMEOUT`] wait for another process's write | [`StoreError::Busy`] |
 
 mod error;
+pub mod journal;
 mod open;
 mod schema;
 mod sessions;

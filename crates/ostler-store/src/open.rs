@@ -44,7 +44,7 @@ pub(crate) fn open(state_dir: &Path) -> Result<Store, StoreError> {
     Ok(Store { conn, path })
 }
 
-fn private_directory(dir: &Path) -> Result<(), StoreError> {
+pub(crate) fn private_directory(dir: &Path) -> Result<(), StoreError> {
     let failed = |source| StoreError::Directory { path: dir.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     let mode = fs::metadata(dir).map_err(failed)?.permissions().mode() & 0o777;
@@ -60,12 +60,11 @@ fn private_directory(dir: &Path) -> Result<(), StoreError> {
 /// The file is made under another name and linked into place. It must never be opened here: closing it
 /// would drop the locks that another connection of this process holds on it (POSIX locks belong to the
 /// process, see "How To Corrupt An SQLite Database File", section 2.2).
-fn private_file(path: &Path) -> io::Result<()> {
+pub(crate) fn private_file(path: &Path) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if !path.try_exists()? {
-        let unique =
-            format!("{FILE_NAME}.new-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let fresh = path.with_file_name(unique);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let fresh = path.with_added_extension(format!("new-{}-{number}", std::process::id()));
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         let linked = fs::hard_link(&fresh, path);
         fs::remove_file(&fresh)?;

@@ -1,6 +1,7 @@
 //! Tests of the store, on real files.
 
 mod damage;
+mod journal;
 mod opening;
 mod survival;
 mod tables;
