@@ -9,7 +9,7 @@ use std::time::Duration;
 use ostler_domain::ports::{InvalidPortRange, PortRange, PortWish, is_port_name};
 
 use crate::diagnostic::{Diagnostic, Findings, nearest};
-use crate::keys::{self, Choice, Groups, Key, Kind};
+use crate::keys::{self, Choice, Groups, Key, Kind, Named};
 use crate::node::{Entry, Node, Value};
 use crate::source::{Place, Source};
 use crate::units::{self, UnitError};
@@ -107,7 +107,7 @@ impl Checker<'_> {
                     into.insert(path.clone(), Found { value: Typed::Table, place });
                     self.table(inner, &entry.node, &inner_title, &format!("{path}."), into);
                 }
-                Some(Key { kind: Kind::Named(_), .. }) => {}
+                Some(Key { kind: Kind::Named(named), .. }) => self.around(named, entry, into),
                 Some(key) => {
                     if let Some(value) = self.value(key, &entry.node) {
                         let place = self.place(&entry.node);
@@ -116,6 +116,16 @@ impl Checker<'_> {
                 }
             }
         }
+    }
+
+    /// Checks the keys beside tables by name; these themselves, and that there is a table at all, are the loader's.
+    fn around(&mut self, named: &Named, entry: &Entry, into: &mut Checked) {
+        let Some(entries) = entry.node.entries().filter(|_| !named.around.is_empty()) else {
+            return;
+        };
+        let own = entries.iter().filter(|inner| !named.is_one(inner)).cloned().collect();
+        let node = Node::new(entry.node.range.clone(), Value::Map(own));
+        self.table(named.around, &node, &format!("[{}]", entry.key), &format!("{}.", entry.key), into);
     }
 
     /// Refuses a key given twice, as JSON allows it: parsers differ in which one counts.
@@ -345,8 +355,8 @@ impl Checker<'_> {
         match units::size(text) {
             Ok(bytes) if !range.contains(&bytes) => {
                 let error = Diagnostic::at(self.place(node), format!("`{}` is out of range", key.name));
-                let (min, max) = (range.start() >> 10, range.end() >> 30);
-                self.out.error(error.expected(format!("a size from {min}KiB to {max}GiB")));
+                let (min, max) = (units::show_size(*range.start()), units::show_size(*range.end()));
+                self.out.error(error.expected(format!("a size from {min} to {max}")));
                 None
             }
             Ok(bytes) => Some(Typed::Size(bytes)),
@@ -473,13 +483,20 @@ fn home_of(groups: Groups, title: &str, name: &str) -> Option<String> {
             _ => None,
         })
     }
+    fn named(key: &Key, name: &str) -> Option<String> {
+        let Kind::Named(named) = &key.kind else { return None };
+        search(named.around, key.name, name)
+            .or_else(|| search(named.each, &format!("{}.NAME", key.name), name))
+    }
     let own = title.strip_prefix('[').and_then(|title| title.strip_suffix(']'));
-    own.and_then(|title| below(groups, title, name)).or_else(|| {
+    let near = own.and_then(|title| {
+        below(groups, title, name).or_else(|| keys::find(keys::ROOT, title).and_then(|k| named(k, name)))
+    });
+    near.or_else(|| {
         keys::all(keys::ROOT).find_map(|k| match k.kind {
             _ if k.name == name => Some("the file itself, as a table of its own".to_owned()),
             Kind::Table(inner) if k.name != "defaults" => search(inner, k.name, name),
-            Kind::Named(inner) => search(inner, &format!("{}.NAME", k.name), name),
-            _ => None,
+            _ => named(k, name),
         })
     })
 }

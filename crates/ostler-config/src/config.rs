@@ -1,5 +1,6 @@
 //! The desired state: what the rest of Ostler is built from.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,8 +10,11 @@ use ostler_domain::ServerSpec;
 use crate::check::Checked;
 use crate::diagnostic::{ConfigWarning, Diagnostic, Findings};
 use crate::keys;
+use crate::projects::Project;
 use crate::sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};
+use crate::tasks::Tasks;
 use crate::values::{Values, defaults};
+use crate::workers::Workers;
 
 /// A configuration, complete: every key with its value or its default.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +35,12 @@ pub struct Config {
     pub registry: Registry,
     /// Taking in a changed configuration.
     pub reload: Reload,
+    /// What tasks are accepted, how often they are tried, how long they are kept.
+    pub tasks: Tasks,
+    /// Who does the tasks.
+    pub workers: Workers,
+    /// What the tasks of a project may do, by its name; one that is not here may what [`Project::default`] says.
+    pub projects: BTreeMap<String, Project>,
     /// The servers that are enabled, in the order of the files and of each file.
     pub servers: Vec<ServerSpec>,
     /// The files this was read from.

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod server;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +21,8 @@ use crate::config::Config;
 pub enum Apply {
     /// At once, with everything going on as it does.
     Live,
-    /// When the server's instances are replaced: each drains, stops, and is started anew.
+    /// When the server's instances are replaced: each drains, stops, and is started anew. Of workers: when each has
+    /// ended what it does.
     Replace,
     /// When the daemon is started again.
     DaemonRestart,
@@ -37,7 +39,7 @@ pub struct KeyChange {
     pub apply: Apply,
 }
 
-/// What becomes of one server.
+/// What becomes of one server, or of the workers of one lane.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ServerChange {
     /// Nothing: it is not to be touched.
@@ -62,6 +64,9 @@ impl ServerChange {
 pub struct Diff {
     /// Each server of either: those of the new one in its order, then those that are gone.
     pub servers: Vec<(ServerName, ServerChange)>,
+    /// Each lane of workers of either, with what differs of its workers, be it said of all or of them alone: Ostler's own
+    /// first, then the others by name. All of it is told in `daemon` as well, by the keys that are said.
+    pub lanes: Vec<(String, ServerChange)>,
     /// Keys of the whole daemon that differ.
     pub daemon: Vec<KeyChange>,
 }
@@ -82,7 +87,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     });
     let gone = old.servers.iter().filter(|spec| !after.contains_key(&spec.name));
     let servers = kept.chain(gone.map(|spec| (spec.name.clone(), ServerChange::Removed))).collect();
-    Diff { servers, daemon: daemon::changes(old, new) }
+    Diff { servers, lanes: tasks::lanes(&old.workers, &new.workers), daemon: daemon::changes(old, new) }
 }
 
 /// The configuration in force once `new` is taken in while the daemon runs on: each key of the whole daemon that
@@ -133,9 +138,12 @@ impl fmt::Display for ServerChange {
 impl fmt::Display for Diff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for key in &self.daemon {
-            let later =
-                if key.apply == Apply::DaemonRestart { ": only when the daemon is restarted" } else { "" };
-            writeln!(f, "daemon: {key}{later}")?;
+            let how = match key.apply {
+                Apply::Live => "",
+                Apply::Replace => ": workers are replaced, each once it is free",
+                Apply::DaemonRestart => ": only when the daemon is restarted",
+            };
+            writeln!(f, "daemon: {key}{how}")?;
         }
         let mut unchanged = 0;
         for (name, change) in &self.servers {
@@ -151,13 +159,13 @@ impl fmt::Display for Diff {
 /// Collects the keys that differ.
 struct Compare {
     /// Before each key: a section and a dot, or nothing.
-    prefix: &'static str,
+    prefix: String,
     found: Vec<KeyChange>,
 }
 
 impl Compare {
-    fn new(prefix: &'static str) -> Self {
-        Self { prefix, found: Vec::new() }
+    fn new(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), found: Vec::new() }
     }
 
     fn note(&mut self, key: &str, apply: Apply, values: Option<(String, String)>) {

@@ -6,12 +6,17 @@
 //! |---|---|
 //! | `keys/daemon.rs` | the tables of the whole daemon |
 //! | `keys/server.rs` | a server's table, and `[defaults]` |
+//! | `keys/tasks.rs` | tasks, their workers and projects |
 
 mod daemon;
 mod server;
+mod tasks;
 
 pub(crate) use daemon::{ALERTS, GATEWAY, LIMITS, METRICS, PORTS, REGISTRY, RELOAD, SESSIONS};
 pub(crate) use server::{DEFAULTS, SERVER};
+pub(crate) use tasks::{PROJECT, TASKS, WORKER, WORKERS};
+
+use crate::node::Entry;
 
 /// One key of a table.
 pub(crate) struct Key {
@@ -66,9 +71,28 @@ pub(crate) enum Kind {
     Choice(&'static [Choice]),
     Table(Groups),
     /// A table of tables, by name.
-    Named(Groups),
+    Named(&'static Named),
     /// Defined by the design, not available in this version.
     Later,
+}
+
+/// Tables by name, all with the same keys.
+pub(crate) struct Named {
+    /// What each is, as messages call it.
+    pub(crate) what: &'static str,
+    /// What names look like, as a regular expression.
+    pub(crate) pattern: &'static str,
+    /// Keys that the table around them has itself.
+    pub(crate) around: Groups,
+    /// Keys of each.
+    pub(crate) each: Groups,
+}
+
+impl Named {
+    /// Whether this is one of the tables by name, and no key of the table around them.
+    pub(crate) fn is_one(&self, entry: &Entry) -> bool {
+        self.around.is_empty() || (entry.node.entries().is_some() && find(self.around, &entry.key).is_none())
+    }
 }
 
 /// One word of a choice.
@@ -101,18 +125,39 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+/// What a name looks like that is part of addresses and paths.
+const NAME: &str = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$";
+
+/// `[servers.NAME]`.
+pub(crate) const SERVERS: Named = Named { what: "server", pattern: NAME, around: &[], each: SERVER };
+
+/// `[workers]` and `[workers.NAME]`.
+pub(crate) const ALL_WORKERS: Named =
+    Named { what: "kind of workers", pattern: NAME, around: WORKERS, each: WORKER };
+
+/// `[projects.NAME]`.
+pub(crate) const PROJECTS: Named =
+    Named { what: "project", pattern: "^[!-~]{1,64}$", around: &[], each: PROJECT };
+
 /// The whole file.
 pub(crate) const ROOT: Groups = &[&[
     bare("gateway", Kind::Table(GATEWAY), "The HTTP side: where clients connect."),
     bare("limits", Kind::Table(LIMITS), "Bounds of the whole daemon."),
     bare("sessions", Kind::Table(SESSIONS), "Clients' conversations."),
     bare("defaults", Kind::Table(DEFAULTS), "What a server gets that does not say otherwise."),
-    bare("servers", Kind::Named(SERVER), "The MCP servers, by name."),
+    bare("servers", Kind::Named(&SERVERS), "The MCP servers, by name."),
     bare("ports", Kind::Table(PORTS), "Where servers' ports come from."),
     bare("metrics", Kind::Table(METRICS), "What is measured of processes."),
     bare("alerts", Kind::Table(ALERTS), "Who is told when something needs a person."),
     bare("registry", Kind::Table(REGISTRY), "The account of processes and ports."),
     bare("reload", Kind::Table(RELOAD), "Taking in a changed configuration."),
+    bare("tasks", Kind::Table(TASKS), "Tasks: what is accepted, how often it is tried, how long it is kept."),
+    bare(
+        "workers",
+        Kind::Named(&ALL_WORKERS),
+        "Who does the tasks: the workers of all kinds, and each by name.",
+    ),
+    bare("projects", Kind::Named(&PROJECTS), "What the tasks of a project may do, by name."),
 ]];
 
 /// All keys of a table.

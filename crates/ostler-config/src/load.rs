@@ -6,19 +6,23 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ostler_domain::task::{Lane, ProjectName};
 use ostler_domain::{ServerName, ServerSpec, Upstream, UpstreamAt};
 
 use crate::check::{Checked, Checker, FILE};
 use crate::config::{Config, Gateway};
 use crate::diagnostic::{ConfigErrors, Diagnostic, Findings, MAX_FOUND};
 use crate::expand::{Env, Style};
-use crate::keys::Groups;
+use crate::keys::{Groups, Named};
 use crate::node::{Entry, Node};
 use crate::overrides::{self, Known};
+use crate::projects::{self, RawProject};
 use crate::sections::{Alerts, Limits, Metrics, Ports, Registry, Reload, Sessions};
 use crate::server::{self, RESERVED_NAME, RawServer};
 use crate::source::{Format, MAX_FILE_BYTES, Place, Source};
+use crate::tasks::Tasks;
 use crate::values::defaults;
+use crate::workers::Workers;
 use crate::{foreign, json, keys, order, toml, upstream};
 
 /// Reads configuration files and returns the desired state they describe together.
@@ -104,9 +108,11 @@ struct Loader<'a> {
     /// What each of [`SECTIONS`] says.
     sections: BTreeMap<&'static str, Checked>,
     servers: Vec<RawServer>,
+    workers: Vec<RawServer>,
+    projects: Vec<RawProject>,
 }
 
-/// The tables that are not servers', with their keys.
+/// The tables but those by name, with their keys.
 const SECTIONS: &[(&str, Groups)] = &[
     ("gateway", keys::GATEWAY),
     ("limits", keys::LIMITS),
@@ -117,6 +123,8 @@ const SECTIONS: &[(&str, Groups)] = &[
     ("alerts", keys::ALERTS),
     ("registry", keys::REGISTRY),
     ("reload", keys::RELOAD),
+    ("tasks", keys::TASKS),
+    ("workers", keys::WORKERS),
 ];
 
 impl<'a> Loader<'a> {
@@ -126,6 +134,8 @@ impl<'a> Loader<'a> {
             out: Findings::default(),
             sections: SECTIONS.iter().map(|(name, _)| (*name, Checked::new())).collect(),
             servers: Vec::new(),
+            workers: Vec::new(),
+            projects: Vec::new(),
         }
     }
 
@@ -171,65 +181,99 @@ impl<'a> Loader<'a> {
                 None => drop(into.insert(key.to_owned(), found)),
             }
         }
-        let Some(servers) = root.get("servers") else {
+        self.named("servers", &keys::SERVERS, source, root);
+        self.named("workers", &keys::ALL_WORKERS, source, root);
+        self.named("projects", &keys::PROJECTS, source, root);
+    }
+
+    /// Takes in the tables by name of one section.
+    fn named(&mut self, section: &'static str, named: &Named, source: &Arc<Source>, root: &Node) {
+        let Some(tables) = root.get(section) else {
             return;
         };
-        match servers.entries() {
-            Some(entries) => {
-                for entry in entries {
-                    if !self.out.full() {
-                        self.own_server(source, entry);
-                    }
-                }
+        let Some(entries) = tables.entries() else {
+            let place = Place::new(source, tables.range.clone());
+            let error = Diagnostic::at(place, format!("`{section}` cannot be {}", tables.kind()));
+            self.out.error(error.expected(format!("a table for each {}: `[{section}.NAME]`", named.what)));
+            return;
+        };
+        for entry in entries.iter().filter(|entry| named.is_one(entry)) {
+            if self.out.full() {
+                return;
             }
-            None => {
-                let place = Place::new(source, servers.range.clone());
-                let error = Diagnostic::at(place, format!("`servers` cannot be {}", servers.kind()));
-                self.out.error(error.expected("a table for each server: `[servers.NAME]`"));
+            let place = Place::new(source, entry.key_range.clone());
+            let mut values = Checked::new();
+            let title = format!("[{section}.{}]", entry.key);
+            Checker { source, out: &mut self.out }.table(named.each, &entry.node, &title, "", &mut values);
+            match section {
+                "projects" => self.own_project(entry, place, values),
+                _ => self.own_server(section, named, entry, place, values),
             }
         }
     }
 
-    fn own_server(&mut self, source: &Arc<Source>, entry: &Entry) {
-        let place = Place::new(source, entry.key_range.clone());
-        let mut values = Checked::new();
-        let title = format!("[servers.{}]", entry.key);
-        Checker { source, out: &mut self.out }.table(keys::SERVER, &entry.node, &title, "", &mut values);
-        if entry.key == RESERVED_NAME {
+    /// A server, or a kind of workers.
+    fn own_server(&mut self, section: &str, named: &Named, entry: &Entry, place: Place, values: Checked) {
+        let is_server = section == "servers";
+        if is_server && entry.key == RESERVED_NAME {
             let message = format!("the name `{RESERVED_NAME}` is reserved for Ostler's own MCP server");
             self.out.error(Diagnostic::at(place, message).help("give the server another name"));
             return;
         }
-        match entry.key.parse() {
-            Ok(name) => self.servers.push(RawServer {
-                name,
-                place,
-                values,
-                has_command: entry.node.get("command").is_some(),
-                style: Style::Ostler,
-                folder: source.dir.clone(),
-                default_cwd: None,
-            }),
-            Err(_) => {
-                let usable = foreign::usable_name(&entry.key);
-                let message = format!("`{}` cannot be the name of a server", entry.key);
-                let error = Diagnostic::at(place, message).nearest(usable.as_ref().map(ServerName::as_str));
-                self.out
-                    .error(error.expected("1 to 64 of A-Z a-z 0-9 _ - . with a letter, digit or _ first"));
-            }
-        }
+        let Ok(name) = entry.key.parse::<ServerName>() else {
+            let usable = foreign::usable_name(&entry.key);
+            let message = format!("`{}` cannot be the name of a {}", entry.key, named.what);
+            let error = Diagnostic::at(place, message).nearest(usable.as_ref().map(ServerName::as_str));
+            self.out.error(error.expected("1 to 64 of A-Z a-z 0-9 _ - . with a letter, digit or _ first"));
+            return;
+        };
+        let raw = RawServer {
+            name,
+            folder: place.source.dir.clone(),
+            place,
+            values,
+            has_command: entry.node.get("command").is_some(),
+            style: Style::Ostler,
+            default_cwd: None,
+        };
+        if is_server { self.servers.push(raw) } else { self.workers.push(raw) }
     }
 
-    fn finish(mut self, sources: Vec<PathBuf>, names: &[String]) -> Result<Config, ConfigErrors> {
+    fn own_project(&mut self, entry: &Entry, place: Place, values: Checked) {
+        if entry.key.parse::<ProjectName>().is_ok() {
+            self.projects.push(RawProject { name: entry.key.clone(), place, values });
+            return;
+        }
+        let message = format!("`{}` cannot be the name of a project", entry.key.escape_debug());
+        self.out.error(Diagnostic::at(place, message).expected("1 to 64 visible ASCII characters"));
+    }
+
+    /// Applies the variables `OSTLER_SECTION__KEY`; `names` are those that are set, where that is known.
+    fn overrides(&mut self, names: &[String]) {
         let (env, out) = (self.env, &mut self.out);
         let mut known = Known::default();
         for (name, groups) in SECTIONS {
             let said = self.sections.entry(name).or_default();
             overrides::section(&name.to_uppercase(), groups, env, said, &mut known, out);
         }
-        overrides::servers(&mut self.servers, env, &mut known, out);
+        let mut servers: Vec<_> = self.servers.iter_mut().map(table_of).collect();
+        overrides::named("SERVERS", &keys::SERVERS, &mut servers, env, &mut known, out);
+        // Those that are part of Ostler are there without a table.
+        let is_said = |name: &str| self.workers.iter().any(|raw| raw.name.as_str() == name);
+        let unsaid = Lane::STOCK.into_iter().filter(|name| !is_said(name));
+        let mut unsaid: Vec<_> = unsaid.filter_map(said_by_variables).collect();
+        let mut workers: Vec<_> = self.workers.iter_mut().chain(&mut unsaid).map(table_of).collect();
+        overrides::named("WORKERS", &keys::ALL_WORKERS, &mut workers, env, &mut known, out);
+        self.workers.extend(unsaid.into_iter().filter(|raw| !raw.values.is_empty()));
+        let mut projects: Vec<_> =
+            self.projects.iter_mut().map(|raw| (raw.name.clone(), &mut raw.values)).collect();
+        overrides::named("PROJECTS", &keys::PROJECTS, &mut projects, env, &mut known, out);
         overrides::unknown(names, &known, out);
+    }
 
+    fn finish(mut self, sources: Vec<PathBuf>, names: &[String]) -> Result<Config, ConfigErrors> {
+        self.overrides(names);
+        let (env, out) = (self.env, &mut self.out);
         let sections = std::mem::take(&mut self.sections);
         let said = |name: &str| &sections[name];
         let gateway = Gateway::build(said("gateway"), out);
@@ -240,6 +284,9 @@ impl<'a> Loader<'a> {
         let alerts = Alerts::build(said("alerts"), out);
         let registry = Registry::build(said("registry"));
         let reload = Reload::build(said("reload"));
+        let tasks = Tasks::build(said("tasks"), out);
+        let workers = Workers::build(&self.workers, said("workers"), env, out);
+        let projects = projects::build(&self.projects, &tasks, &workers, env, out);
         let mut servers = self.build_servers(said("defaults"), gateway.listen);
         for server in &mut servers {
             server.deadlines.kill = limits.cleanup_time;
@@ -261,6 +308,9 @@ impl<'a> Loader<'a> {
                 alerts,
                 registry,
                 reload,
+                tasks,
+                workers,
+                projects,
                 servers,
                 sources,
                 warnings,
@@ -302,6 +352,24 @@ impl<'a> Loader<'a> {
         order::check(&self.servers, said, &base, &mut self.out);
         specs
     }
+}
+
+fn table_of(raw: &mut RawServer) -> (String, &mut Checked) {
+    (raw.name.to_string(), &mut raw.values)
+}
+
+/// A kind of workers of which no file says anything.
+fn said_by_variables(name: &str) -> Option<RawServer> {
+    let source = Source::variable(&format!("OSTLER_WORKERS__{}__...", name.to_uppercase()), "...");
+    Some(RawServer {
+        name: name.parse().ok()?,
+        folder: source.dir.clone(),
+        place: Place::new(&source, 0..0),
+        values: Checked::new(),
+        has_command: false,
+        style: Style::Ostler,
+        default_cwd: None,
+    })
 }
 
 /// A client's file lists what it reaches through Ostler as well; in Ostler's own such an address would lead in a

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::check::{Checked, Checker, Found};
 use crate::diagnostic::{Diagnostic, Findings, nearest};
 use crate::expand::Env;
-use crate::keys::{self, Groups, Key, Kind};
+use crate::keys::{self, Groups, Key, Kind, Named};
 use crate::node::{Node, Value};
-use crate::server::RawServer;
 use crate::source::{Place, Source};
 use crate::toml;
 
@@ -38,15 +37,22 @@ pub(crate) fn section(
     }
 }
 
-/// Applies the variables of all servers: `OSTLER_SERVERS__GITHUB__SCOPE`.
-pub(crate) fn servers(servers: &mut [RawServer], env: Env<'_>, known: &mut Known, out: &mut Findings) {
+/// Applies the variables of tables by name: `OSTLER_SERVERS__GITHUB__SCOPE`. A name may be there more than once.
+pub(crate) fn named(
+    section: &str,
+    named: &Named,
+    tables: &mut [(String, &mut Checked)],
+    env: Env<'_>,
+    known: &mut Known,
+    out: &mut Findings,
+) {
     let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for server in servers.iter() {
-        names.entry(segment(server.name.as_str())).or_default().insert(server.name.to_string());
+    for (name, _) in tables.iter() {
+        names.entry(segment(name)).or_default().insert(name.clone());
     }
     for (segment, spelled) in &names {
-        for (path, key) in keys::leaves(keys::SERVER) {
-            let variable = variable(&["SERVERS", segment, &path]);
+        for (path, key) in keys::leaves(named.each) {
+            let variable = variable(&[section, segment, &path]);
             let text = env(&variable);
             known.0.insert(variable.clone());
             let Some(text) = text else { continue };
@@ -59,8 +65,8 @@ pub(crate) fn servers(servers: &mut [RawServer], env: Env<'_>, known: &mut Known
             let Some(found) = read(&variable, key, &text, out) else {
                 continue;
             };
-            for server in servers.iter_mut().filter(|s| spelled.contains(s.name.as_str())) {
-                server.values.insert(path.clone(), found.clone());
+            for (_, values) in tables.iter_mut().filter(|(name, _)| spelled.contains(name)) {
+                values.insert(path.clone(), found.clone());
             }
         }
     }
@@ -91,7 +97,7 @@ fn variable(parts: &[&str]) -> String {
     format!("{PREFIX}{path}")
 }
 
-/// A server's name as it stands in a variable: upper case, `_` for what a variable's name cannot hold.
+/// A name as it stands in a variable: upper case, `_` for what a variable's name cannot hold.
 fn segment(name: &str) -> String {
     name.to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
 }

@@ -25,8 +25,8 @@ fn table(groups: Groups, doc: &str) -> Value {
         "properties": properties,
         "additionalProperties": false,
     });
-    // Of the tables with a `command`, a server's is the one where it is a single program.
-    if keys::find(groups, "command").is_some_and(|k| matches!(k.kind, Kind::Text)) {
+    // A server is one or the other: a program to run, or the address of one that runs elsewhere.
+    if ["command", "url", "transport"].iter().all(|name| keys::find(groups, name).is_some()) {
         schema["anyOf"] = json!([{ "required": ["command"] }, { "required": ["url"] }]);
     }
     schema
@@ -35,11 +35,17 @@ fn table(groups: Groups, doc: &str) -> Value {
 fn property(key: &Key) -> Value {
     let mut schema = match &key.kind {
         Kind::Table(groups) => return table(groups, key.doc),
-        Kind::Named(groups) => json!({
-            "type": "object",
-            "propertyNames": { "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$" },
-            "additionalProperties": table(groups, "One server."),
-        }),
+        Kind::Named(named) => {
+            let mut schema = json!({
+                "type": "object",
+                "propertyNames": { "pattern": named.pattern },
+                "additionalProperties": table(named.each, &format!("One {}.", named.what)),
+            });
+            if !named.around.is_empty() {
+                schema["properties"] = table(named.around, "")["properties"].take();
+            }
+            schema
+        }
         Kind::Text | Kind::Address | Kind::Later => json!({ "type": "string" }),
         Kind::TextList => json!({ "type": "array", "items": { "type": "string" } }),
         Kind::TextMap | Kind::HeaderMap => {

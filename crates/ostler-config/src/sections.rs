@@ -103,7 +103,7 @@ pub struct Reload {
 }
 
 /// A count of the table of keys, whose bounds fit.
-fn small(count: usize) -> u32 {
+pub(crate) fn small(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 

@@ -198,12 +198,12 @@ fn policy(word: &str) -> RestartPolicy {
 pub(crate) struct Builder<'a> {
     pub(crate) raw: &'a RawServer,
     pub(crate) values: Values<'a>,
-    variables: Variables<'a>,
+    pub(crate) variables: Variables<'a>,
     pub(crate) out: &'a mut Findings,
 }
 
 impl Builder<'_> {
-    fn launch(&mut self) -> Result<Launch, Stop> {
+    pub(crate) fn launch(&mut self) -> Result<Launch, Stop> {
         // Everything is looked at before giving up, so that all of a server's errors are told at once.
         let command = self.command();
         let args = self.args();
@@ -215,7 +215,7 @@ impl Builder<'_> {
         Ok(Launch { command, args, env, inherit_env, cwd })
     }
 
-    fn command(&mut self) -> Result<String, Stop> {
+    pub(crate) fn command(&mut self) -> Result<String, Stop> {
         let Some((text, place)) = self.values.text("command").map(|(t, p)| (t.to_owned(), p.clone())) else {
             if self.raw.has_command {
                 return Err(Stop::Wrong);
@@ -246,7 +246,7 @@ impl Builder<'_> {
 
     /// A relative path to a program starts from the working directory, or else the file's folder: never from
     /// wherever the daemon was started.
-    fn anchored(&self, command: String, cwd: Option<&Path>) -> String {
+    pub(crate) fn anchored(&self, command: String, cwd: Option<&Path>) -> String {
         let path = Path::new(&command);
         if path.is_absolute() || !command.contains('/') {
             return command;
@@ -261,7 +261,7 @@ impl Builder<'_> {
         args.into_iter().collect()
     }
 
-    fn env(&mut self) -> Result<BTreeMap<String, String>, Stop> {
+    pub(crate) fn env(&mut self) -> Result<BTreeMap<String, String>, Stop> {
         let entries = self.values.map("env").to_vec();
         let pairs: Vec<_> = entries
             .iter()
@@ -270,7 +270,7 @@ impl Builder<'_> {
         pairs.into_iter().collect()
     }
 
-    fn inherit_env(&mut self) -> Result<Vec<String>, Stop> {
+    pub(crate) fn inherit_env(&mut self) -> Result<Vec<String>, Stop> {
         let items = self.values.list("inherit_env");
         match items.iter().find(|(name, _)| !is_variable(name)) {
             None => Ok(self.values.texts("inherit_env")),
@@ -361,27 +361,17 @@ impl Builder<'_> {
 
     /// Replaces a value's variables, and refuses what the operating system could not be given.
     pub(crate) fn expand(&mut self, text: &str, place: &Place) -> Result<String, Stop> {
-        let found = match expand(text, &self.variables) {
-            Ok(found) => found,
-            Err((range, trouble)) => return Err(self.trouble(place.within(text, range), trouble)),
-        };
-        for (range, name) in found.left {
-            let warning = Diagnostic::at(place.within(text, range), format!("`${{{name}}}` stays as it is"));
-            let help = "no such variable is set in the environment Ostler was started from";
-            self.out.warning(warning.help(help));
-        }
-        if found.text.contains('\0') {
-            let error = Diagnostic::at(place.clone(), "a value for a process cannot contain a zero byte");
-            self.out.error(error);
-            return Err(Stop::Wrong);
-        }
-        Ok(found.text)
+        expanded(text, place, &self.variables, self.raw.name.as_str(), self.out)
     }
 
     /// As [`Builder::expand`], for a value in which `{port.NAME}` stands for a port. It is left there, as which
     /// number it means is known only when a process is started.
     pub(crate) fn expand_ports(&mut self, text: &str, place: &Place) -> Result<String, Stop> {
         let expanded = self.expand(text, place)?;
+        if self.values.get("ports").is_none() {
+            // Workers have none at all.
+            return Ok(expanded);
+        }
         let known = self.values.ports("ports");
         if self.raw.style == Style::Foreign && known.is_empty() {
             return Ok(expanded);
@@ -400,38 +390,62 @@ impl Builder<'_> {
         }
         Ok(expanded)
     }
+}
 
-    fn trouble(&mut self, place: Place, trouble: Trouble) -> Stop {
-        let server = &self.raw.name;
-        match trouble {
-            Trouble::ClientOnly(name) if self.raw.style == Style::Foreign => {
-                let message = format!("server `{server}` is skipped: it needs `${{{name}}}`");
-                let help = "only the client that owns this file can fill that in; give the value as `${env:NAME}` in ostler.toml";
-                self.out.warning(Diagnostic::at(place, message).help(help));
-                return Stop::Skip;
-            }
-            Trouble::Unset(name) => {
-                let error = Diagnostic::at(place, format!("the environment variable `{name}` is not set"));
-                let help = format!("set it, or give a default: `${{env:{name}:-default}}`");
-                self.out.error(error.help(help));
-            }
-            Trouble::Open => {
-                let error = Diagnostic::at(place, "`${` is not closed").expected("`}`");
-                self.out.error(error.help("write `$${` for a plain `${`"));
-            }
-            Trouble::ClientOnly(name) | Trouble::Unknown(name) => {
-                let error = Diagnostic::at(place, format!("`${{{name}}}` is not a variable"));
-                let error = error
-                    .expected("`${env:NAME}`, `${env:NAME:-default}`, `${workspaceFolder}` or `${userHome}`");
-                let plain = "write `$${` for a plain `${`";
-                self.out.error(match crate::expand::is_name(&name) {
-                    true => error.nearest(Some(&format!("${{env:{name}}}"))).help(plain),
-                    false => error.help(plain),
-                });
-            }
-        }
-        Stop::Wrong
+/// A text of `name` with its variables replaced; refuses what the operating system could not be given.
+pub(crate) fn expanded(
+    text: &str,
+    place: &Place,
+    variables: &Variables<'_>,
+    name: &str,
+    out: &mut Findings,
+) -> Result<String, Stop> {
+    let found = match expand(text, variables) {
+        Ok(found) => found,
+        Err((range, why)) => return Err(trouble(place.within(text, range), why, variables.style, name, out)),
+    };
+    for (range, name) in found.left {
+        let warning = Diagnostic::at(place.within(text, range), format!("`${{{name}}}` stays as it is"));
+        let help = "no such variable is set in the environment Ostler was started from";
+        out.warning(warning.help(help));
     }
+    if found.text.contains('\0') {
+        let error = Diagnostic::at(place.clone(), "a value for a process cannot contain a zero byte");
+        out.error(error);
+        return Err(Stop::Wrong);
+    }
+    Ok(found.text)
+}
+
+fn trouble(place: Place, trouble: Trouble, style: Style, server: &str, out: &mut Findings) -> Stop {
+    match trouble {
+        Trouble::ClientOnly(name) if style == Style::Foreign => {
+            let message = format!("server `{server}` is skipped: it needs `${{{name}}}`");
+            let help = "only the client that owns this file can fill that in; give the value as `${env:NAME}` in ostler.toml";
+            out.warning(Diagnostic::at(place, message).help(help));
+            return Stop::Skip;
+        }
+        Trouble::Unset(name) => {
+            let error = Diagnostic::at(place, format!("the environment variable `{name}` is not set"));
+            let help = format!("set it, or give a default: `${{env:{name}:-default}}`");
+            out.error(error.help(help));
+        }
+        Trouble::Open => {
+            let error = Diagnostic::at(place, "`${` is not closed").expected("`}`");
+            out.error(error.help("write `$${` for a plain `${`"));
+        }
+        Trouble::ClientOnly(name) | Trouble::Unknown(name) => {
+            let error = Diagnostic::at(place, format!("`${{{name}}}` is not a variable"));
+            let error = error
+                .expected("`${env:NAME}`, `${env:NAME:-default}`, `${workspaceFolder}` or `${userHome}`");
+            let plain = "write `$${` for a plain `${`";
+            out.error(match crate::expand::is_name(&name) {
+                true => error.nearest(Some(&format!("${{env:{name}}}"))).help(plain),
+                false => error.help(plain),
+            });
+        }
+    }
+    Stop::Wrong
 }
 
 /// A path without `.` parts. `..` stays, as what it means depends on links.

@@ -70,6 +70,14 @@ pub(crate) fn size(text: &str) -> Result<u64, UnitError> {
     if bytes > (1_u64 << 53) as f64 { Err(UnitError::TooLarge) } else { Ok(bytes as u64) }
 }
 
+/// A size as it is written, in the largest unit of which it is a whole number.
+pub(crate) fn show_size(bytes: u64) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let whole = units.into_iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
+    let (unit, factor) = whole.unwrap_or(("B", 1));
+    format!("{}{unit}", bytes / factor)
+}
+
 /// A number, the letters after it, and what follows.
 fn split(text: &str) -> Result<(f64, &str, &str), UnitError> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -132,6 +140,9 @@ mod tests {
             ("1 MB", 1_000_000),
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["0B", "1KiB", "1000B", "16320KiB", "16MiB", "1048576GiB"] {
+            assert_eq!(size(text).map(show_size).as_deref(), Ok(text));
         }
         assert_eq!(size("64"), Err(UnitError::NoUnit));
         assert_eq!(size("64mib"), Err(UnitError::Unit("mib".into(), Some("MiB"))));

@@ -53,6 +53,12 @@ impl Values<'_> {
         self.found(path).place.clone()
     }
 
+    /// Where two keys that are at odds are told of: the first that is said in the first layer that says one.
+    pub(crate) fn place_of_first_said(&self, paths: [&str; 2]) -> Place {
+        let said = self.layers.iter().find_map(|layer| paths.iter().find_map(|path| layer.get(*path)));
+        said.map_or_else(|| self.place(paths[0]), |found| found.place.clone())
+    }
+
     fn found(&self, path: &str) -> &Found {
         self.get(path).unwrap_or_else(|| unreachable!("`{path}` has a default"))
     }

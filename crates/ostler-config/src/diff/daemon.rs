@@ -16,6 +16,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
         alerts: old_alerts,
         registry: Registry { check },
         reload: Reload { watch },
+        tasks,
+        workers,
+        projects,
         servers: _,
         sources: _,
         warnings: _,
@@ -35,6 +38,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
     c.shown("registry.check", Live, check, &new.registry.check);
     c.shown("reload.watch", Live, watch, &new.reload.watch);
     found.extend(compare.found);
+    found.extend(super::tasks::tasks(tasks, &new.tasks));
+    found.extend(super::tasks::workers(workers, &new.workers));
+    found.extend(super::tasks::projects(projects, &new.projects));
     found
 }
 
@@ -46,6 +52,7 @@ pub(super) fn in_force(old: &Config, new: Config) -> Config {
         gateway: old.gateway.clone(),
         sessions: old.sessions.clone(),
         limits: Limits { sessions, session_calls, instance_calls, ..new.limits },
+        tasks: super::tasks::in_force(&old.tasks, new.tasks),
         ..new
     }
 }

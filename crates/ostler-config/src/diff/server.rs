@@ -104,7 +104,7 @@ fn replicas(c: &mut Compare, old: Option<&ReplicasSpec>, new: Option<&ReplicasSp
     c.shown("replicas.interval", Live, interval, &new.interval);
 }
 
-fn launch(c: &mut Compare, old: &Launch, new: &Launch) {
+pub(super) fn launch(c: &mut Compare, old: &Launch, new: &Launch) {
     let Launch { command, args, env, inherit_env, cwd } = old;
     c.hidden("command", Replace, command, &new.command);
     c.hidden("args", Replace, args, &new.args);

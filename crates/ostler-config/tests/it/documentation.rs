@@ -18,12 +18,16 @@ pub(crate) fn keys(schema: &Value) -> Vec<Key> {
         let inner = |name: &str| {
             if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
         };
-        if let Some(properties) = schema["properties"].as_object() {
-            properties.iter().for_each(|(name, schema)| walk(schema, &inner(name), into));
-        } else if schema["additionalProperties"]["properties"].is_object() {
-            walk(&schema["additionalProperties"], &inner("NAME"), into);
-        } else {
+        let properties = schema["properties"].as_object();
+        let named = Some(&schema["additionalProperties"]).filter(|named| named["properties"].is_object());
+        if properties.is_none() && named.is_none() {
             into.push(Key { path: path.to_owned(), schema: schema.clone() });
+        }
+        for (name, schema) in properties.into_iter().flatten() {
+            walk(schema, &inner(name), into);
+        }
+        if let Some(named) = named {
+            walk(named, &inner("NAME"), into);
         }
     }
     let mut found = Vec::new();
@@ -39,9 +43,14 @@ fn repository() -> PathBuf {
 fn rows(all: &[Key], below: &str) -> String {
     let mut text = String::from("| Key | Default | Meaning |\n|---|---|---|\n");
     for key in all {
-        let Some(name) = key.path.strip_prefix(below) else {
+        // Tables by name have rows of their own, without the keys that the table around them has as well.
+        let around = below.strip_suffix("NAME.").unwrap_or("-");
+        let Some(name) = key.path.strip_prefix(below).filter(|name| !name.starts_with("NAME.")) else {
             continue;
         };
+        if all.iter().any(|other| other.path.strip_prefix(around) == Some(name)) {
+            continue;
+        }
         let default = match &key.schema["default"] {
             Value::Null => "none".to_owned(),
             value => format!("`{value}`"),
@@ -68,6 +77,10 @@ const SECTIONS: &[&str] = &[
     "alerts.",
     "registry.",
     "reload.",
+    "tasks.",
+    "workers.",
+    "workers.NAME.",
+    "projects.NAME.",
 ];
 
 /// `UPDATE_DOCS=1 cargo test -p ostler-config` writes the reference anew.
@@ -96,7 +109,7 @@ fn the_reference_has_every_key_with_its_default_and_meaning() {
     }
     let covered = |path: &str| path.starts_with("defaults.") || SECTIONS.iter().any(|s| path.starts_with(s));
     assert!(all.iter().all(|k| covered(&k.path)), "a section has no place in the documentation");
-    assert_eq!(all.len(), 171, "the schema lost or gained keys: check the documentation's prose");
+    assert_eq!(all.len(), 242, "the schema lost or gained keys: check the documentation's prose");
 }
 
 /// Every TOML and JSON block of the documentation loads.

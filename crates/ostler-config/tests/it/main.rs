@@ -7,6 +7,7 @@ mod own_file;
 mod random;
 mod reload;
 mod shapes;
+mod tasks;
 
 use ostler_config::{Config, ConfigErrors, Format, load_str};
 

@@ -124,6 +124,68 @@ const SECTION_VALUES: &[(&str, &str)] = &[
     ("alerts.retries", "1"),
     ("registry.check", "'1s'"),
     ("reload.watch", "false"),
+    ("tasks.journal", "'memory'"),
+    ("tasks.queued", "200000"),
+    ("tasks.project_queued", "1"),
+    ("tasks.project_running", "1"),
+    ("tasks.projects", "1"),
+    ("tasks.ageing", "'1s'"),
+    ("tasks.timeout", "'1s'"),
+    ("tasks.timeout_max", "'1h'"),
+    ("tasks.attempts", "1"),
+    ("tasks.backoff.min", "'2s'"),
+    ("tasks.backoff.max", "'2s'"),
+    ("tasks.backoff.jitter", "0"),
+    ("tasks.payload_max", "'2MiB'"),
+    ("tasks.result_inline", "'1KiB'"),
+    ("tasks.result_max", "'1MiB'"),
+    ("tasks.keep", "'1h'"),
+    ("tasks.keep_size", "'2GiB'"),
+    ("tasks.batch", "1"),
+    ("tasks.logs", "1"),
+    ("tasks.calls", "1"),
+    ("workers.parts", "1"),
+    ("workers.min", "0"),
+    ("workers.max", "1024"),
+    ("workers.up", "0.9"),
+    ("workers.down", "0.1"),
+    ("workers.interval", "'1s'"),
+    ("workers.max_tasks", "1"),
+    ("workers.max_age", "'1h'"),
+    ("workers.max_rss", "'100MiB'"),
+    ("workers.jitter", "0"),
+    ("workers.idle", "'1s'"),
+    ("workers.heartbeat", "'5s'"),
+    ("workers.ready", "'1s'"),
+    ("workers.memory", "'1GiB'"),
+    ("workers.cpu", "1"),
+    ("workers.pids", "1"),
+    ("workers.open_files", "100"),
+    ("workers.sandbox", "'off'"),
+];
+
+/// The same for what `[workers.NAME]` has beside those of `[workers]`.
+const WORKER_VALUES: &[(&str, &str)] = &[
+    ("command", "'other'"),
+    ("args", "['x']"),
+    ("env|env.A", "{ A = 'x' }"),
+    ("inherit_env", "['X']"),
+    ("cwd", "'/'"),
+    ("types", "['x']"),
+    ("network", "true"),
+    ("see", "['/usr']"),
+];
+
+/// The same for a project.
+const PROJECT_VALUES: &[(&str, &str)] = &[
+    ("running", "0"),
+    ("queued", "1"),
+    ("weight", "2"),
+    ("network", "true"),
+    ("private", "true"),
+    ("folders", "['/usr']"),
+    ("memory", "'1MiB'"),
+    ("timeout_max", "'1s'"),
 ];
 
 /// The same for each key of a server, with the keys that must come with it. The name after `|` is that under
@@ -214,6 +276,27 @@ fn a_change_of_any_key_is_noticed() {
         let found = diff(&config(""), &config(&format!("{key} = {value}"))).daemon;
         assert_eq!(found.iter().map(|k| k.key.as_str()).collect::<Vec<_>>(), [*key]);
         assert!(missing.remove(*key), "{key} is no key, or is here twice");
+    }
+    let keys = |config: &Config, next: &Config| {
+        diff(config, next).daemon.into_iter().map(|key| key.key).collect::<Vec<_>>()
+    };
+    let worker = |keys: &str| config(&format!("[workers.a]\n{keys}"));
+    let settings = SECTION_VALUES.iter().filter_map(|(key, value)| {
+        Some((key.strip_prefix("workers.").filter(|key| *key != "parts")?, value))
+    });
+    // `parts` is of all kinds together.
+    for (entry, value) in settings.chain(WORKER_VALUES.iter().map(|(key, value)| (*key, value))) {
+        let (key, told) = entry.split_once('|').unwrap_or((entry, entry));
+        let command = if key == "command" { "" } else { "command = 'a'\n" };
+        let next = worker(&format!("{command}{key} = {value}"));
+        assert_eq!(keys(&worker("command = 'a'"), &next), [format!("workers.a.{told}")]);
+        assert!(missing.remove(&format!("workers.NAME.{key}")), "{key} is no key, or is here twice");
+    }
+    for (key, value) in PROJECT_VALUES {
+        let next = config(&format!("[projects.a]\n{key} = {value}"));
+        assert_eq!(keys(&config(""), &next), [format!("projects.a.{key}")]);
+        assert_eq!(keys(&next, &config("[projects.a]")), [format!("projects.a.{key}")]);
+        assert!(missing.remove(&format!("projects.NAME.{key}")), "{key} is no key, or is here twice");
     }
     let server = |keys: &str| config(&format!("[servers.b]\ncommand = 'b'\n[servers.a]\n{keys}"));
     for (entry, value) in SERVER_VALUES {
