@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the outside-in tests need, pinned, into .cache/ (or $OSTLER_TEST_CACHE): Node where
 # the system's is too old, the npm packages of tests/*, the two lines of the PyPI client, servers from PyPI, and what
-# the examples need, for which root also installs Debian packages. Does nothing where all is in place. `scripts/test.sh` runs it.
+# the sandboxes of workers and the examples need, for which root also installs Debian packages. Does nothing where all is in place. `scripts/test.sh` runs it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -52,9 +52,9 @@ npm_packages tests/leak
 python_packages clients-v1 tests/clients/requirements-v1.txt
 python_packages clients-v2 tests/clients/requirements-v2.txt
 python_packages leak tests/leak/requirements.txt
-# The examples. For desktops: an X server, a window manager, a browser and letters for it; for MuJoCo: OpenGL without a
+# What builds sandboxes. The examples. For desktops: an X server, a window manager, a browser and letters for it; for MuJoCo: OpenGL without a
 # screen, drawn by Mesa in software.
-ensure_debian chromium fonts-dejavu-core openbox xvfb libegl1 libgl1 libgl1-mesa-dri
+ensure_debian bubblewrap chromium fonts-dejavu-core openbox xvfb libegl1 libgl1 libgl1-mesa-dri
 python_packages desktop examples/desktop/requirements.txt
 python_packages mujoco examples/mujoco/requirements.txt
 say "the tests' dependencies are in place (node $(node --version))"

@@ -44,6 +44,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod pressure;
 pub mod reap;
+pub mod sandbox;
 mod shrink;
 pub mod sockets;
 pub mod spawn;

@@ -83,7 +83,7 @@ impl Drop for Daemon {
 }
 
 /// Within the promised time neither a marked process nor a guard is left.
-fn assert_promise(mark: &TestMark, daemon: &Daemon, context: &str) {
+pub(crate) fn assert_promise(mark: &TestMark, daemon: &Daemon, context: &str) {
     let left = mark.wait_for(PROMISE, |marked| marked.is_empty() && daemon.guards().is_empty());
     assert!(left.is_ok(), "{context}: left {left:#?}, guards {:?}", daemon.guards());
 }

@@ -7,6 +7,7 @@ mod ladder;
 mod launch;
 mod limits;
 mod reaper;
+mod sandbox;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

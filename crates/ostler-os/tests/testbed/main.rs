@@ -1,8 +1,11 @@
 //! What the tests of `ostler-os` start: a guard, a daemon made to be killed, and servers that need `unsafe`.
 
+mod hostile;
+
 use std::io::Write as _;
 
 use ostler_os::reap::TreeRecord;
+use ostler_os::sandbox::confine;
 use ostler_os::{GuardEvent, Guarded, Limits, Mark, SpawnRequest, Spawner, boot, guard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -10,12 +13,15 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(guard::GUARD_ARGUMENT | guard::FORGE_ARGUMENT) => guard::main(),
+        Some(confine::CONFINE_ARGUMENT) => confine::main(),
+        Some("hostile") => hostile::run(&arguments[1..]),
         Some("daemon") => daemon(&arguments[1..]),
         Some("sweep") => sweep(&arguments[1..]),
         Some("fds") => fds(),
         Some("zombie-leader") => zombie_leader(),
         Some("stop-parent") => stop_parent(),
         Some("hog-memory") => hog_memory(&arguments[1]),
+        Some("hog-folder") => hog_folder(&arguments[1], &arguments[2]),
         Some("hog-pids") => hog_pids(&arguments[1]),
         Some("hog-files") => hog_files(),
         Some("hog-cpu") => hog_cpu(),
@@ -137,6 +143,16 @@ fn hog_memory(mib: &str) {
         taken.push(vec![1_u8; 1 << 20]);
     }
     say(&format!("took {}", taken.len()));
+    stay()
+}
+
+/// `hog-folder FILE MIB`: writes so much into a file in memory, says so, and stays.
+fn hog_folder(file: &str, mib: &str) {
+    let mut file = std::fs::File::create(file).expect("made");
+    for _ in 0..mib.parse().expect("a number of MiB") {
+        file.write_all(&[1_u8; 1 << 20]).expect("written");
+    }
+    say("wrote it");
     stay()
 }
 
