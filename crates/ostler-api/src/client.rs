@@ -1,6 +1,8 @@
 //! A typed client of the management API over its unix socket. One connection per request: the socket is
 //! local, a connection costs tens of microseconds, and nothing has to be kept alive or repaired.
 
+mod tasks;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

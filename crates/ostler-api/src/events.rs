@@ -8,9 +8,10 @@ use hyper::body::{Bytes, Incoming};
 
 use crate::client::{ConnectionGuard, decode};
 use crate::error::ClientError;
-use crate::routes::encode_segment;
+use crate::query;
 use crate::run::RunEvent;
 use crate::types::EventView;
+use crate::types::tasks::TaskNews;
 
 /// Longest event that is taken, in bytes; the daemon cuts texts far below this.
 const MAX_EVENT: usize = 1 << 20;
@@ -38,12 +39,7 @@ impl fmt::Display for EventQuery {
         let figures = figures.into_iter().filter_map(|(name, value)| Some((name, value?.to_string())));
         let texts = [("kind", &self.kind), ("subject", &self.subject), ("severity", &self.severity)];
         let texts = texts.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
-        for (index, (name, value)) in figures.chain(texts).enumerate() {
-            let mut encoded = String::with_capacity(value.len());
-            encode_segment(&mut encoded, &value);
-            write!(f, "{}{name}={encoded}", if index == 0 { "" } else { "&" })?;
-        }
-        Ok(())
+        f.write_str(&query::written(figures.chain(texts)))
     }
 }
 
@@ -116,6 +112,38 @@ impl RunStream {
             Some(event) => decode(&event),
             None => Err(ClientError::Protocol("the daemon ended before the run did".to_owned())),
         }
+    }
+}
+
+/// News of a task as it comes. Dropping it ends the request; the task goes on.
+#[derive(Debug)]
+pub struct TaskStream(EventStream);
+
+impl TaskStream {
+    pub(crate) fn new(body: Incoming, connection: ConnectionGuard) -> Self {
+        Self(EventStream::new(body, connection))
+    }
+
+    /// The next news, waiting for it without a bound; `None` when there is no more: the task has ended, as the last
+    /// state said, or the daemon has.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Protocol`] when what came is no news.
+    pub async fn next(&mut self) -> Result<Option<TaskNews>, ClientError> {
+        match self.next_raw().await? {
+            Some(news) => decode(&news).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next news as the daemon sent it: a JSON object on one line.
+    ///
+    /// # Errors
+    ///
+    /// As [`TaskStream::next`].
+    pub async fn next_raw(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.0.next_raw().await
     }
 }
 

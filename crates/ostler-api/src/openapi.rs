@@ -22,9 +22,11 @@ pub fn openapi() -> OpenApi {
             | Answer::List(ty)
             | Answer::Feed(ty)
             | Answer::Lines(ty)
+            | Answer::AcceptedAs(ty)
+            | Answer::Events(ty)
             | Answer::NoContentOr(ty) => [Some(ty), None],
             Answer::Followed(ty, event) => [Some(ty), Some(event)],
-            Answer::Accepted | Answer::NoContent | Answer::OpenApi => [None, None],
+            Answer::Accepted | Answer::Json | Answer::NoContent | Answer::OpenApi => [None, None],
         };
         components = answered.into_iter().flatten().chain(route.body).fold(components, add_type);
     }
@@ -52,6 +54,7 @@ fn http_method(route: &Route) -> HttpMethod {
     match route.method.as_str() {
         "GET" => HttpMethod::Get,
         "POST" => HttpMethod::Post,
+        "PUT" => HttpMethod::Put,
         "DELETE" => HttpMethod::Delete,
         other => unreachable!("the table has no {other} route"),
     }
@@ -152,6 +155,15 @@ fn success(answer: Answer) -> (&'static str, ResponseBuilder) {
                 .content("application/x-ndjson", Content::new(Some(reference(ty))));
             ("200", lines)
         }
+        Answer::AcceptedAs(ty) => ("202", json("Accepted, and done later.", reference(ty))),
+        Answer::Events(ty) => {
+            let events = Content::new(Some(reference(ty)));
+            let events = ResponseBuilder::new()
+                .description("Events, as they come.")
+                .content("text/event-stream", events);
+            ("200", events)
+        }
+        Answer::Json => ("200", json("JSON of any kind.", RefOr::T(Schema::default()))),
         Answer::Accepted => ("202", json("Begun.", RefOr::T(Schema::Object(ObjectBuilder::new().build())))),
         Answer::NoContent | Answer::NoContentOr(_) => ("204", ResponseBuilder::new().description("Done.")),
         Answer::OpenApi => {

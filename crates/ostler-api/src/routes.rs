@@ -1,6 +1,8 @@
 //! Every route of the management API, in one table. The OpenAPI document is built from it and the client
 //! takes its paths from it, so neither can name a route the other does not know.
 
+mod tasks;
+
 use hyper::Method;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -9,6 +11,12 @@ use crate::run::{RunEvent, RunMany, RunReport};
 use crate::types::{
     AlertView, ApiError, AuditView, DaemonStatus, DrainingView, EventView, InstanceView, LogLine, NewProcess,
     NewSession, OpenedSession, OwnInstanceView, ProcessView, ReloadView, ServerView, SessionView,
+};
+
+pub use tasks::{
+    BATCH, BATCH_CANCEL, BATCH_SUBMIT, BATCHES, POOL, PROCESS_POOL_LIMIT, PROCESS_POOL_STATS,
+    PROCESS_POOL_USAGE, PROJECT_LIMIT, PROJECTS, TASK, TASK_CANCEL, TASK_EVENTS, TASK_LOGS, TASK_RESULT,
+    TASK_RETRY, TASK_SUBMIT, TASKS,
 };
 
 /// Where a parameter stands.
@@ -86,6 +94,12 @@ pub enum Answer {
     Lines(TypeRef),
     /// 202 with an empty object: it was begun.
     Accepted,
+    /// 202 with one object: it was accepted, and is done later.
+    AcceptedAs(TypeRef),
+    /// 200 with events, as they come.
+    Events(TypeRef),
+    /// 200 with JSON of any kind.
+    Json,
     /// 204 without a body.
     NoContent,
     /// The same, or 202 with one object: it was begun, and is not done yet.
@@ -519,6 +533,24 @@ pub const ALL: &[Route] = &[
     PROCESS_LOGS,
     PROCESS_REMOVE,
     RUN,
+    TASKS,
+    TASK_SUBMIT,
+    TASK,
+    TASK_RESULT,
+    TASK_LOGS,
+    TASK_EVENTS,
+    TASK_CANCEL,
+    TASK_RETRY,
+    BATCHES,
+    BATCH_SUBMIT,
+    BATCH,
+    BATCH_CANCEL,
+    PROJECTS,
+    PROJECT_LIMIT,
+    POOL,
+    PROCESS_POOL_STATS,
+    PROCESS_POOL_LIMIT,
+    PROCESS_POOL_USAGE,
     EVENTS_LIST,
     AUDIT,
     ALERTS,

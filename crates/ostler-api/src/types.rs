@@ -1,5 +1,8 @@
 //! What the management API sends and takes. Wire types only: the daemon converts its own at the edge.
 
+pub mod process_pool;
+pub mod tasks;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

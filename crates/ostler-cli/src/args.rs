@@ -1,10 +1,17 @@
 //! The grammar of the command line.
 
+mod tasks;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+pub use tasks::{
+    ProjectsArgs, ProjectsCommand, Running, Short, StateArg, SubmitArgs, TaskCommand, TaskListArgs,
+    TaskLogsArgs, TaskWaitArgs,
+};
 
 use crate::text;
 
@@ -133,6 +140,17 @@ pub enum ClientCommand {
     },
     /// Call many tools of servers in one go; fails if one of the calls does
     RunMany(RunManyArgs),
+    /// Submit, list and follow tasks
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Show the pool of workers, and what it has done
+    Pool {
+        /// Print the API's JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List or limit the projects that tasks belong to
+    Projects(ProjectsArgs),
     /// Print what a server's processes wrote
     Logs(LogsArgs),
     /// List or end client sessions

@@ -12,7 +12,9 @@ mod text;
 
 pub use args::{
     Cli, ClientCommand, Command, ConfigCommand, ConnectArgs, DoctorArgs, EventsArgs, Global, GuardArgs,
-    LogsArgs, RunManyArgs, SessionsArgs, SessionsCommand, StatusArgs, UpArgs,
+    LogsArgs, ProjectsArgs, ProjectsCommand, RunManyArgs, Running, SessionsArgs, SessionsCommand, Short,
+    StateArg, StatusArgs, SubmitArgs, TaskCommand, TaskListArgs, TaskLogsArgs, TaskWaitArgs, UpArgs,
 };
 pub use commands::run;
 pub use exit::{Exit, Failure};
+pub use text::Moment;

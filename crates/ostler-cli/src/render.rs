@@ -1,5 +1,7 @@
 //! The tables and sheets that people read. Pure: views in, text out.
 
+mod tasks;
+
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -7,6 +9,13 @@ use ostler_api::types::KIND_PROCESS;
 use ostler_api::{
     AlertView, CleanupView, DaemonStatus, DrainingView, EndView, EventView, GaugeView, HeldView,
     InstanceView, LimitView, LogLine, PoolView, RunReport, RunResult, ServerView, SessionView,
+};
+
+#[cfg(test)]
+pub(crate) use tasks::samples as task_samples;
+pub(crate) use tasks::{
+    bar, batch, batches, far, far_and_left, left, limited, pool, progress, projects, task, task_log_line,
+    tasks,
 };
 
 use crate::text::{duration, moment, size, visible};

@@ -45,6 +45,47 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(*factor).ok_or_else(|| "it is more than can be counted".to_owned())
 }
 
+/// Reads a length of time with its unit, as the configuration writes it: `90s`, `2h 30m`.
+///
+/// # Errors
+/// What is wrong with the text, and what would be right.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write it with its unit, such as 90s or 2h"))
+}
+
+/// A moment that a person names: on the clock, or from now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    /// So long after 1970.
+    At(Duration),
+    /// So long after now.
+    In(Duration),
+}
+
+impl Moment {
+    /// The same in milliseconds since 1970, given that it is `now` so long after it.
+    pub(crate) fn unix_ms(self, now: Duration) -> u64 {
+        let since_1970 = match self {
+            Self::At(since_1970) => since_1970,
+            Self::In(from_now) => now.saturating_add(from_now),
+        };
+        u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Reads a moment, `2026-07-28T09:30:00Z`, or a length of time from now.
+///
+/// # Errors
+/// What is wrong with the text, and what would be right.
+pub(crate) fn when(text: &str) -> Result<Moment, String> {
+    let wrong = || "write a moment such as 2026-07-28T09:30:00Z, or a time from now such as 90s".to_owned();
+    match humantime::parse_rfc3339_weak(text) {
+        Ok(moment) => moment.duration_since(UNIX_EPOCH).map(Moment::At).map_err(|_| wrong()),
+        Err(_) => humantime::parse_duration(text).map(Moment::In).map_err(|_| wrong()),
+    }
+}
+
 /// A duration in its two largest units: `420ms`, `12s`, `3m04s`, `2h05m`, `3d04h`.
 pub(crate) fn duration(ms: u64) -> String {
     let s = ms / 1000;
@@ -108,6 +149,20 @@ mod tests {
         for text in ["", "64", "64mib", "MiB", "-1MiB", "1.5GiB", "99999999999GiB"] {
             assert!(bytes(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn moments_and_lengths_of_time_are_read() {
+        let now = Duration::from_secs(1_000_000);
+        let at = |text: &str| when(text).expect(text).unix_ms(now);
+        assert_eq!(at("2026-07-28T09:30:00.125Z"), 1_785_231_000_125);
+        assert_eq!(at("2026-07-28 09:30:00"), 1_785_231_000_000);
+        assert_eq!(at("1h 30s"), 1_003_630_000);
+        assert_eq!(span("1500ms"), Ok(Duration::from_millis(1500)));
+        for text in ["", "5", "1969-12-31T23:59:59Z", "tomorrow", "-5s"] {
+            assert!(when(text).is_err(), "{text:?}");
+        }
+        assert!(span("5").expect_err("no unit").contains("such as 90s"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -34,6 +35,7 @@ pub enum Door {
 /// Serves the TCP listener until `closing` says so; then lets running requests finish.
 pub async fn tcp(gateway: Arc<Gateway>, listener: TcpListener, mut closing: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(gateway.supervisor.config().gateway.max_connections));
+    let house = House::new(gateway, Door::Tcp);
     loop {
         let place = Arc::clone(&places).acquire_owned();
         let accepted = tokio::select! {
@@ -44,7 +46,7 @@ pub async fn tcp(gateway: Arc<Gateway>, listener: TcpListener, mut closing: watc
             (Ok(place), Ok((stream, _))) => {
                 // An answer is one small write: waiting to gather more would only delay it.
                 let _ = stream.set_nodelay(true);
-                spawn(&gateway, Door::Tcp, stream, place, &closing);
+                spawn(&house, stream, place, &closing);
             }
             (_, Err(error)) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -58,6 +60,7 @@ pub async fn tcp(gateway: Arc<Gateway>, listener: TcpListener, mut closing: watc
 /// Serves the unix socket until `closing` says so. Peers other than the daemon's own user and root are sent away.
 pub async fn unix(gateway: Arc<Gateway>, listener: UnixListener, mut closing: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(gateway.supervisor.config().gateway.max_connections));
+    let house = House::new(gateway, Door::Unix);
     loop {
         let place = Arc::clone(&places).acquire_owned();
         let accepted = tokio::select! {
@@ -66,7 +69,7 @@ pub async fn unix(gateway: Arc<Gateway>, listener: UnixListener, mut closing: wa
         };
         match accepted {
             (Ok(place), Ok((stream, _))) => match ostler_os::peercred::peer_credentials(&stream) {
-                Ok(peer) if peer.is_owner() => spawn(&gateway, Door::Unix, stream, place, &closing),
+                Ok(peer) if peer.is_owner() => spawn(&house, stream, place, &closing),
                 Ok(peer) => {
                     tracing::warn!(uid = peer.uid, pid = peer.pid, "another user's connection refused")
                 }
@@ -81,19 +84,32 @@ pub async fn unix(gateway: Arc<Gateway>, listener: UnixListener, mut closing: wa
     }
 }
 
-fn spawn<S>(
-    gateway: &Arc<Gateway>,
+/// What is behind a door. Cheap to clone: the routes are made once.
+#[derive(Clone)]
+struct House {
+    gateway: Arc<Gateway>,
     door: Door,
+    routes: Router,
+}
+
+impl House {
+    fn new(gateway: Arc<Gateway>, door: Door) -> Self {
+        Self { routes: api::router(&gateway, door), gateway, door }
+    }
+}
+
+fn spawn<S>(
+    house: &House,
     stream: S,
     place: tokio::sync::OwnedSemaphorePermit,
     closing: &watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let gateway = Arc::clone(gateway);
+    let house = house.clone();
     let mut closing = closing.clone();
     tokio::spawn(async move {
-        let config = gateway.supervisor.config();
+        let config = house.gateway.supervisor.config();
         let settings = &config.gateway;
         let mut stream = TimeoutStream::new(stream);
         // A client that does not read is cut off, and with it all that waits for it.
@@ -102,7 +118,7 @@ fn spawn<S>(
         // No `pipeline_flush`: with it hyper copies every body and buffers without bound for a client that does
         // not read.
         http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout);
-        let service = service_fn(|request| handle(Arc::clone(&gateway), door, request));
+        let service = service_fn(|request| handle(house.clone(), request));
         let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
         let mut connection = std::pin::pin!(connection);
         let result = tokio::select! {
@@ -119,13 +135,12 @@ fn spawn<S>(
     });
 }
 
-async fn handle(gateway: Arc<Gateway>, door: Door, request: Request<Incoming>) -> Result<Reply, Infallible> {
+async fn handle(house: House, request: Request<Incoming>) -> Result<Reply, Infallible> {
     if let Some(server) = request.uri().path().strip_prefix("/mcp/") {
         let server = server.to_owned();
-        return Ok(mcp::handle(&gateway, door, &server, request).await);
+        return Ok(mcp::handle(&house.gateway, house.door, &server, request).await);
     }
-    let router = api::router(&gateway, door);
-    let reply = router.oneshot(request.map(axum::body::Body::new)).await?;
+    let reply = house.routes.oneshot(request.map(axum::body::Body::new)).await?;
     Ok(reply.map(ReplyBody::from))
 }
 

@@ -25,6 +25,8 @@ pub enum Counted<'a> {
     Session(&'a str),
     /// A process started by hand.
     AdHoc,
+    /// A worker of the lane whose type this is; how many there are is decided elsewhere (`workers.max`).
+    Worker(&'a str),
 }
 
 /// The type as which all processes started by hand are measured: each has a name of its own.
@@ -125,6 +127,7 @@ enum Kind {
     Server(Box<str>),
     Session,
     AdHoc,
+    Worker,
 }
 
 impl Drop for Place {
@@ -132,6 +135,7 @@ impl Drop for Place {
         let mut counts = self.admission.lock();
         counts.forecasts.remove(&self.number);
         match &self.of {
+            Kind::Worker => {}
             Kind::AdHoc => counts.adhoc -= 1,
             Kind::Session => counts.servers -= 1,
             Kind::Server(name) => {
@@ -227,6 +231,7 @@ impl Admission {
                 counts.adhoc += 1;
                 Kind::AdHoc
             }
+            Counted::Worker(_) => Kind::Worker,
             Counted::Session(_) => {
                 counts.servers += 1;
                 Kind::Session
@@ -252,7 +257,7 @@ impl Counts {
         let free = Used { used: 0, limit: u64::MAX };
         let used = |used: usize, limit: usize| Used { used: used as u64, limit: limit as u64 };
         let type_name = match counted {
-            Counted::Server(name) | Counted::Session(name) => *name,
+            Counted::Server(name) | Counted::Session(name) | Counted::Worker(name) => *name,
             Counted::AdHoc => BY_HAND,
         };
         let of_type = self.by_type.get(type_name).copied().unwrap_or(0);
@@ -263,7 +268,7 @@ impl Counts {
         };
         Load {
             processes: match counted {
-                Counted::AdHoc => free,
+                Counted::AdHoc | Counted::Worker(_) => free,
                 Counted::Server(_) | Counted::Session(_) => used(self.servers, bounds.processes),
             },
             of_type: if counted_by_type { used(of_type, bounds.per_type) } else { free },

@@ -20,6 +20,9 @@
 //! | alerts | daemon | what somebody noticed ([`alerts`]) | events, and one queue for each sink |
 //! | alert sink | webhook, command | tellings | requests, programs run |
 //! | audit | daemon | the registry and the kernel ([`audit`]) | repairs, events |
+//! | journal thread | daemon | changes and questions ([`tasks`]) | SQLite |
+//! | workers | worker process | orders of the queue | lines to the process, how attempts end |
+//! | attempts' ends | attempt | how it ended | the journal, then the queue |
 //! | store thread | daemon | jobs ([`ledger`]) | SQLite |
 //!
 //! The channel graph has no cycle that waits: a driver never waits for a connection, a connection never waits
@@ -49,16 +52,19 @@ mod own;
 mod pool;
 pub mod ports;
 mod program;
+mod quarters;
 pub mod random;
 pub mod registry;
 pub mod reload;
 mod replicas;
 mod ring;
+pub mod sandbox;
 mod select;
 pub mod server;
 pub mod session;
 pub mod stream;
 pub mod supervisor;
+pub mod tasks;
 pub mod tool_call;
 mod upstream;
 pub mod watch;

@@ -225,9 +225,9 @@ impl Supervisor {
                 return Err(ReloadRefused::Stopping);
             }
             // What was started by hand since the plan was made may have taken a name.
-            let by_hand: Vec<Arc<Server>> =
-                table.iter().filter(|server| server.is_by_hand()).cloned().collect();
-            if let Some(taken) = by_hand.iter().find(|server| plan.adds(&server.spec.name)) {
+            let others: Vec<Arc<Server>> =
+                table.iter().filter(|server| !server.is_configured()).cloned().collect();
+            if let Some(taken) = others.iter().find(|server| plan.adds(&server.spec.name)) {
                 return Err(ReloadRefused::Taken(taken.spec.name.clone()));
             }
             let earlier = table.iter().filter(|server| server.has_left()).cloned();
@@ -237,7 +237,7 @@ impl Supervisor {
             plan.successors.iter().for_each(|(old, new)| old.succeeded_by(new));
             let waits: Vec<Wait> = plan.beginning().map(|new| Wait::of(plan, new, &left)).collect();
             core.configure(Arc::new(plan.config.clone()));
-            *table = plan.table.iter().cloned().chain(by_hand).chain(left).collect();
+            *table = plan.table.iter().cloned().chain(others).chain(left).collect();
             Ok(waits)
         })?;
         waits.into_iter().for_each(Wait::follow);

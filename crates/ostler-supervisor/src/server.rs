@@ -28,6 +28,7 @@ use crate::instance::handshake::{Heard, Need};
 use crate::instance::{InstanceHandle, Lease, Owner, Snapshot, Unavailable};
 use crate::ledger::LedgerError;
 use crate::pool::Pool;
+use crate::quarters::Quarters;
 use crate::replicas;
 
 /// See the module's documentation.
@@ -36,6 +37,17 @@ pub struct Server {
     /// Its definition.
     pub spec: ServerSpec,
     common: Arc<Common>,
+}
+
+/// Why a server is there.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// The configuration names it.
+    Configured,
+    /// A person started it.
+    ByHand,
+    /// It runs the workers of a lane, which live so.
+    Tasks(Arc<Quarters>),
 }
 
 /// What all versions of a server, and all its names, have in common.
@@ -60,7 +72,7 @@ struct Common {
     gone: watch::Sender<bool>,
     /// All that has to be gone before anything of it may run is.
     vacant: watch::Sender<bool>,
-    by_hand: bool,
+    origin: Origin,
     pool: Option<Arc<Pool>>,
     standing: watch::Sender<Standing>,
     /// What is wrong with its dependencies.
@@ -175,15 +187,24 @@ struct Wanted<'a> {
 impl Server {
     /// Its instances are numbered on from `numbers` ([`crate::registry::Registry::numbers`]).
     pub(crate) fn new(spec: ServerSpec, traits: Traits, numbers: Arc<AtomicU32>) -> Arc<Self> {
-        Self::make(spec, traits, numbers, false)
+        Self::make(spec, traits, numbers, Origin::Configured)
     }
 
     /// One that no configuration names: a person started it.
     pub(crate) fn by_hand(spec: ServerSpec) -> Arc<Self> {
-        Self::make(spec, Traits::default(), Arc::default(), true)
+        Self::make(spec, Traits::default(), Arc::default(), Origin::ByHand)
     }
 
-    fn make(spec: ServerSpec, traits: Traits, latest_number: Arc<AtomicU32>, by_hand: bool) -> Arc<Self> {
+    /// One whose instances are the workers of a lane.
+    pub(crate) fn of_workers(
+        spec: ServerSpec,
+        quarters: Arc<Quarters>,
+        latest_number: Arc<AtomicU32>,
+    ) -> Arc<Self> {
+        Self::make(spec, Traits::default(), latest_number, Origin::Tasks(quarters))
+    }
+
+    fn make(spec: ServerSpec, traits: Traits, latest_number: Arc<AtomicU32>, origin: Origin) -> Arc<Self> {
         let common = Common {
             name: spec.name.clone(),
             identity: identity(&spec),
@@ -196,7 +217,7 @@ impl Server {
             left: AtomicBool::new(false),
             gone: watch::Sender::new(false),
             vacant: watch::Sender::new(true),
-            by_hand,
+            origin,
             pool: spec.pool.clone().map(|pool| Pool::new(spec.name.clone(), pool)),
             standing: watch::Sender::default(),
             trouble: watch::Sender::default(),
@@ -243,6 +264,16 @@ impl Server {
     ) -> Result<Arc<InstanceHandle>, Unavailable> {
         let mut instances = self.lock();
         let wanted = Wanted { owner: &Owner::Spare, era, initialize: None, on_demand: wanted };
+        self.create(core, &mut instances, wanted)
+    }
+
+    /// One worker more.
+    pub(crate) fn create_worker(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+    ) -> Result<Arc<InstanceHandle>, Unavailable> {
+        let mut instances = self.lock();
+        let wanted = Wanted { owner: &Owner::All, era: None, initialize: None, on_demand: false };
         self.create(core, &mut instances, wanted)
     }
 
@@ -512,7 +543,25 @@ impl Server {
 
     /// Whether a person started it by hand, and no configuration names it.
     pub fn is_by_hand(&self) -> bool {
-        self.common.by_hand
+        matches!(self.common.origin, Origin::ByHand)
+    }
+
+    /// Whether its instances are workers of tasks.
+    pub fn has_workers(&self) -> bool {
+        self.quarters().is_some()
+    }
+
+    /// How its workers live, where they are such.
+    pub(crate) fn quarters(&self) -> Option<&Arc<Quarters>> {
+        match &self.common.origin {
+            Origin::Tasks(quarters) => Some(quarters),
+            _ => None,
+        }
+    }
+
+    /// Whether the configuration names it, so that a reload may change it.
+    pub fn is_configured(&self) -> bool {
+        matches!(self.common.origin, Origin::Configured)
     }
 
     /// How long a caller waits for an instance to become ready: as long as a start may take.
@@ -718,7 +767,8 @@ impl Server {
         }
         let latest = core.registry.latest(self);
         let counted = match wanted.owner {
-            _ if self.common.by_hand => Counted::AdHoc,
+            _ if self.is_by_hand() => Counted::AdHoc,
+            _ if self.has_workers() => Counted::Worker(&latest.spec.type_name),
             Owner::Session(_) | Owner::Spare => Counted::Session(&latest.spec.type_name),
             Owner::All | Owner::Principal(_) | Owner::Project(_) => Counted::Server(&latest.spec.type_name),
         };

@@ -1,7 +1,7 @@
 //! The supervisor: all servers, all sessions, start-up and shutdown.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ostler_config::Config;
@@ -35,6 +35,7 @@ use crate::reload;
 use crate::server::{Server, Standing};
 use crate::session::{NoSession, Opening, Session, Sessions, TakenUp, handle_of};
 use crate::stream::Keep;
+use crate::tasks::{Tasks, TasksError};
 
 /// How long a person's start or restart of one instance is waited for; it goes on after that.
 const START_PATIENCE: Duration = Duration::from_secs(90);
@@ -54,6 +55,9 @@ pub enum StartError {
     /// The state directory's store.
     #[error("the store in the state directory cannot be used: {0}")]
     Ledger(#[from] LedgerError),
+    /// The task journal.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
     /// The kernel.
     #[error("cannot read the boot id: {0}")]
     BootId(#[source] std::io::Error),
@@ -67,18 +71,21 @@ pub enum StartError {
 pub struct Supervisor {
     pub(crate) core: Arc<Core>,
     sessions: Arc<Sessions>,
+    tasks: OnceLock<Arc<Tasks>>,
     /// Held while the configuration is changed.
     pub(crate) reloading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Supervisor {
-    /// Opens the store, ends what an earlier daemon left, and gets every server ready to be started.
+    /// Opens the store, ends what an earlier daemon left, and gets every server ready to be started. No worker sees what is in
+    /// these two folders.
     ///
     /// # Errors
     /// When the store cannot be used, or `/proc` cannot be read.
     pub async fn start(
         config: Arc<Config>,
         state_dir: &Path,
+        runtime_dir: &Path,
         spawner: Spawner,
     ) -> Result<Arc<Self>, StartError> {
         let boot_id = ostler_os::boot::boot_id().map_err(StartError::BootId)?;
@@ -92,6 +99,10 @@ impl Supervisor {
             async move { lull.follow().await }
         });
         supervisor.take_up_sessions().await?;
+        let tasks =
+            Tasks::start(&supervisor.core, Arc::downgrade(&supervisor), state_dir, runtime_dir).await?;
+        // Nobody else sets it.
+        let _ = supervisor.tasks.set(tasks);
         supervisor.monitor_by(Arc::new(monitor::machine::System::default()), vec![state_dir.to_owned()]);
         tokio::spawn(audit::regularly(Arc::clone(&supervisor.core)));
         Ok(supervisor)
@@ -140,7 +151,7 @@ impl Supervisor {
             let (sessions, events) = (Arc::clone(&sessions), Arc::clone(&core.events));
             async move { sessions.follow(&events).await }
         });
-        Ok(Arc::new(Self { core, sessions, reloading: Arc::default() }))
+        Ok(Arc::new(Self { core, sessions, tasks: OnceLock::new(), reloading: Arc::default() }))
     }
 
     /// Servers that ask for it are told from now on that the management API is served here.
@@ -183,6 +194,11 @@ impl Supervisor {
     /// The bytes that bodies may hold.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.core.budget
+    }
+
+    /// The tasks; none where they were not started.
+    pub fn tasks(&self) -> Option<&Arc<Tasks>> {
+        self.tasks.get()
     }
 
     /// The table of sessions.
@@ -549,10 +565,16 @@ impl Supervisor {
     pub async fn shutdown(&self, reason: &str) -> bool {
         self.core.registry.close();
         let table = self.servers();
+        if let Some(tasks) = self.tasks() {
+            tasks.begin_closing();
+        }
         // Before anything stops: nobody starts again what is needed by what has not stopped yet.
         table.all().iter().for_each(|server| server.refuse());
         let stopping = order::stop_all(table.all(), reason);
         let stopped = tokio::time::timeout(self.core.config().limits.shutdown, stopping).await.is_ok();
+        if let Some(tasks) = self.tasks() {
+            tasks.close().await;
+        }
         self.sessions.write_all(&self.core.ledger, &self.core.events).await;
         self.core.log_files.flush().await;
         stopped

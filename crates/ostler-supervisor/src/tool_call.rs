@@ -86,6 +86,11 @@ impl CallFailed {
     pub fn new(code: i64, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), data: None }
     }
+
+    /// Whether it was for want of something that may be there another time.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self.code, rpc::INSTANCE_LOST | rpc::LIMIT_REACHED | rpc::CALL_TIMED_OUT)
+    }
 }
 
 impl From<Unavailable> for CallFailed {
@@ -134,6 +139,21 @@ impl ToolCall {
             return self.on(supervisor, caller, &server, None, heard).await;
         }
         let session = supervisor.session(caller, self.session.as_deref().unwrap_or_default())?;
+        self.run_in(supervisor, caller, &session, heard).await
+    }
+
+    /// The same, of this session.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) async fn run_in(
+        &self,
+        supervisor: &Supervisor,
+        caller: &Caller,
+        session: &Arc<Session>,
+        heard: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<ToolResult, CallFailed> {
+        let server = self.find(supervisor)?;
         let limit = supervisor.config().limits.session_calls;
         let busy = session.begin_call(limit).map_err(|why| {
             if !matches!(why, CallRefused::Draining(_)) {

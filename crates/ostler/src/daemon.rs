@@ -110,7 +110,8 @@ async fn run(
 
     let spawner = Spawner::default();
     spawner.warm();
-    let supervisor = Supervisor::start(Arc::new(config), state_dir.root(), spawner).await?;
+    let supervisor =
+        Supervisor::start(Arc::new(config), state_dir.root(), runtime_dir.root(), spawner).await?;
     let base = format!("http://{bound}");
     let source: Source = Box::new({
         let files = files.clone();

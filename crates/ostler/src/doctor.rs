@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use ostler_api::{AuditView, Client, ClientError, RuntimeDir, StateDir};
 use ostler_cli::{DoctorArgs, Exit, Global};
+use ostler_supervisor::sandbox::Sandboxes;
 use serde_json::{Value, json};
 
 use crate::config::{complain, say};
@@ -37,6 +38,7 @@ pub(crate) fn run(global: &Global, args: &DoctorArgs) -> Exit {
 }
 
 struct Machine {
+    sandbox: Outcome<String>,
     subreaper: String,
     boot_id: String,
     rungs: ostler_os::Rungs,
@@ -53,6 +55,7 @@ impl Machine {
             Err(error) => format!("no: {error}"),
         };
         Self {
+            sandbox: sandbox(),
             subreaper: say_result(subreaper.map(|()| "yes".to_owned())),
             boot_id: say_result(boot_id),
             // What a daemon that is started from here would find: the rungs depend on the cgroup it is in.
@@ -60,6 +63,14 @@ impl Machine {
             ok,
         }
     }
+}
+
+/// Where bubblewrap is, if it can build the sandboxes of workers here.
+fn sandbox() -> Outcome<String> {
+    let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = Sandboxes::new(path, exe).try_here();
+    found.map(|bwrap| bwrap.display().to_string()).map_err(|error| error.to_string())
 }
 
 /// What the running daemon finds; `None` where none runs.
@@ -96,6 +107,10 @@ fn as_json(
         "subreaper": machine.subreaper,
         "boot_id": machine.boot_id,
         "limits": machine.rungs,
+        "sandbox": match &machine.sandbox {
+            Ok(bwrap) => json!({ "bwrap": bwrap }),
+            Err(error) => json!({ "error": error }),
+        },
         "ok": machine.ok,
     });
     json["daemon"] = match daemon {
@@ -115,13 +130,17 @@ fn as_text(
     daemon: &Outcome<Option<AuditView>>,
     reaped: Option<&Outcome<(Vec<u32>, Vec<u32>)>>,
 ) -> String {
-    let Machine { subreaper, boot_id, rungs, .. } = machine;
+    let Machine { sandbox, subreaper, boot_id, rungs, .. } = machine;
     let mut text = format!(
         "guard      each server runs below a guard, which ends its whole tree when server or daemon end\n\
          subreaper  {subreaper}: double forks come back to the guard, and to the daemon when a guard is killed\n\
          ledger     boot {boot_id}: what daemon and guard left, killed together, is ended at the next start, or by \
          `ostler doctor --reap`\n"
     );
+    let _ = match sandbox {
+        Ok(bwrap) => writeln!(text, "sandbox    {bwrap} builds those of workers here (docs/sandbox.md)"),
+        Err(error) => writeln!(text, "sandbox    none: {error}"),
+    };
     let _ = match daemon {
         Ok(None) => writeln!(text, "daemon     none runs"),
         Ok(Some(audit)) if audit.findings.is_empty() => writeln!(

@@ -66,6 +66,10 @@ fn table(supervisor: &Supervisor, base: &str) -> String {
             (name, state.to_owned(), scope, endpoint)
         })
         .collect();
+    if rows.is_empty() {
+        let there = format!("ready     at {base}, with no servers; it does tasks (`ostler task submit`)");
+        return format!("{there}\nstop: Ctrl-C or `ostler down`\n");
+    }
     let width = |column: fn(&(String, String, String, String)) -> &String, title: &str| {
         rows.iter().map(|row| column(row).len()).chain([title.len()]).max().unwrap_or(0)
     };

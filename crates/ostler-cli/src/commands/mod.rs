@@ -4,9 +4,11 @@ mod down;
 mod lifecycle;
 mod listings;
 mod logs;
+mod pool;
 mod reload;
 mod run_many;
 mod spawn;
+mod task;
 
 use std::io::{self, Write};
 
@@ -62,6 +64,9 @@ async fn perform(global: &Global, command: ClientCommand) -> Result<Exit, Failur
         ClientCommand::Spawn(args) => spawn::spawn(&client, *args).await?,
         ClientCommand::Rm { name } => spawn::remove(&client, &name).await?,
         ClientCommand::RunMany(args) => run_many::run_many(&client, args).await?,
+        ClientCommand::Task(command) => task::run(&client, command).await?,
+        ClientCommand::Pool { json } => pool::pool(&client, json).await?,
+        ClientCommand::Projects(args) => pool::projects(&client, args).await?,
         ClientCommand::Logs(args) => logs::logs(&client, args).await?,
         ClientCommand::Sessions(args) => listings::sessions(&client, args).await?,
         ClientCommand::Events(args) => logs::events(&client, args).await?,

@@ -1,7 +1,8 @@
 //! Events: once, as a JSON array, or as they happen, as server-sent events.
 //!
 //! A stream reads the event log at the pace of its reader and keeps nothing for it: who falls behind further than the
-//! log reaches back is told which events it missed, by an event of kind `gap`.
+//! log reaches back is told which events it missed, by an event of kind `gap`. What the log does not keep, as there may be
+//! so much of it, comes between, without an id: a reader resumes at what is kept.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,8 @@ use ostler_domain::Severity;
 use ostler_supervisor::clock::unix_ms;
 use ostler_supervisor::events::{Entry, Events};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, mpsc};
 
 use super::{App, Failure, views};
 
@@ -158,6 +160,7 @@ async fn follow(
     out: mpsc::Sender<Bytes>,
 ) {
     let mut latest = log.watch();
+    let mut passing = log.passing();
     // Headers alone do not reach every reader before the first byte of a body.
     let mut text = ":\n\n".to_owned();
     if *latest.borrow() < seen {
@@ -186,18 +189,52 @@ async fn follow(
         tokio::select! {
             // The log lives as long as this task holds it.
             _ = latest.changed() => {}
+            passed = passing.recv() => gather(passed, &mut passing, &filter, &mut text),
             () = tokio::time::sleep(keepalive) => text.push_str(":\n\n"),
             () = out.closed() => return,
         }
     }
 }
 
+/// What there is of events that are not kept: the first, and what waits behind it.
+fn gather(
+    first: Result<Arc<Entry>, RecvError>,
+    passing: &mut broadcast::Receiver<Arc<Entry>>,
+    filter: &Filter,
+    text: &mut String,
+) {
+    let mut told = first;
+    for left in (0..BATCH).rev() {
+        match told {
+            Ok(entry) if filter.wants(&entry) => *text += &unkept(&views::event(Entry::clone(&entry))),
+            Ok(_) | Err(RecvError::Closed) => {}
+            Err(RecvError::Lagged(count)) => {
+                let message =
+                    format!("{count} events that are not kept were dropped before they could be read");
+                *text += &unkept(&gap_of(0, message));
+            }
+        }
+        if left == 0 {
+            return;
+        }
+        told = match passing.try_recv() {
+            Ok(entry) => Ok(entry),
+            Err(TryRecvError::Lagged(count)) => Err(RecvError::Lagged(count)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+        };
+    }
+}
+
+/// One server-sent event of what is not kept: without an id, so that it is no place to resume at.
+fn unkept(view: &EventView) -> String {
+    let name = if view.kind == KIND_GAP { "event: gap\n" } else { "" };
+    format!("{name}data: {}\n\n", serde_json::to_string(view).unwrap_or_default())
+}
+
 /// One server-sent event.
 fn event(view: &EventView) -> String {
-    let name = if view.kind == KIND_GAP { "event: gap\n" } else { "" };
     // Plain data: it always has a JSON form, and that has no line ends.
-    let data = serde_json::to_string(view).unwrap_or_default();
-    format!("id: {}\n{name}data: {data}\n\n", view.seq)
+    format!("id: {}\n{}", view.seq, unkept(view))
 }
 
 fn missed(first: u64, last: u64) -> String {
@@ -215,14 +252,18 @@ fn restarted(seen: u64) -> String {
 }
 
 fn gap(seq: u64, message: String) -> String {
-    event(&EventView {
+    event(&gap_of(seq, message))
+}
+
+fn gap_of(seq: u64, message: String) -> EventView {
+    EventView {
         seq,
         unix_ms: unix_ms(),
         severity: Severity::Warning.as_str().to_owned(),
         kind: KIND_GAP.to_owned(),
         subject: "daemon".to_owned(),
         message,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -325,6 +366,29 @@ mod tests {
         // What is kept begins with event 12; 2 to 11 are gone.
         assert_eq!(seen[..2], ["id: 11\nevent: gap", "id: 12"]);
         assert_eq!(seen.len() as u64, most + 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_kept_comes_between_and_is_no_place_to_resume_at() {
+        let log = Arc::new(Events::default());
+        record(&log, "a", "1");
+        let (sender, mut pieces) = mpsc::channel(PIECES);
+        let kind = EventQuery { kind: Some("task-complete".to_owned()), ..query() };
+        let filter = Filter::of(&kind).expect("sound");
+        tokio::spawn(follow(Arc::clone(&log), filter, 0, LONG, sender));
+        assert_eq!(pieces.recv().await.expect("the first"), ":\n\n");
+        // It listens: it has said so.
+        log.pass("t7-00000000", &Happening::TaskComplete);
+        log.pass("x", &Happening::StopAsked { reason: "not wanted".to_owned() });
+        let piece = pieces.recv().await.expect("a piece");
+        let text = std::str::from_utf8(&piece).expect("text");
+        assert!(text.starts_with("data: {\"seq\":1,") && text.contains("t7-00000000"), "{text}");
+        let most = ostler_supervisor::events::MAX_PASSING;
+        for _ in 0..=most + 1 {
+            log.pass("t8-00000000", &Happening::TaskComplete);
+        }
+        let piece = pieces.recv().await.expect("a piece");
+        assert!(piece.starts_with(b"event: gap\ndata: {\"seq\":0,"), "{piece:?}");
     }
 
     #[tokio::test]

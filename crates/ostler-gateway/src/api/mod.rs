@@ -5,10 +5,12 @@
 
 mod events;
 pub(crate) mod logs;
+mod pool;
 pub(crate) mod processes;
 mod reload;
 pub(crate) mod run;
 pub(crate) mod sessions;
+pub(crate) mod tasks;
 mod usage;
 pub(crate) mod views;
 
@@ -18,8 +20,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderValue, RETRY_AFTER};
 use ostler_api::{ApiError, DaemonStatus, ServerView};
@@ -47,7 +50,10 @@ pub fn router(gateway: &Arc<Gateway>, door: Door) -> Router {
     let health = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
     let router = match door {
         Door::Unix => health.merge(v1()),
-        Door::Tcp => health.route("/api/{*path}", get(elsewhere).post(elsewhere).delete(elsewhere)),
+        Door::Tcp => {
+            let all = get(elsewhere).post(elsewhere).put(elsewhere).delete(elsewhere);
+            health.route("/api/{*path}", all)
+        }
     };
     router.fallback(not_found).with_state(Arc::clone(gateway))
 }
@@ -75,12 +81,33 @@ fn v1() -> Router<Arc<Gateway>> {
         .route("/api/v1/processes/{name}/stop", post(processes::stop))
         .route("/api/v1/processes/{name}/logs", get(processes::logs))
         .route("/api/v1/run", post(run::run))
+        .merge(of_tasks())
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/audit", post(audit))
         .route("/api/v1/alerts", get(alerts))
         .route("/api/v1/reload", post(reload::reload))
         .route("/api/v1/shutdown", post(shutdown))
         .route("/api/v1/openapi.json", get(openapi))
+}
+
+fn of_tasks() -> Router<Arc<Gateway>> {
+    Router::new()
+        .route("/api/v1/tasks", get(tasks::list).post(tasks::submit))
+        .route("/api/v1/tasks/{id}", get(tasks::one))
+        .route("/api/v1/tasks/{id}/result", get(tasks::result))
+        .route("/api/v1/tasks/{id}/logs", get(tasks::logs))
+        .route("/api/v1/tasks/{id}/events", get(tasks::events))
+        .route("/api/v1/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/api/v1/tasks/{id}/retry", post(tasks::retry))
+        .route("/api/v1/batches", get(tasks::batches::list).post(tasks::batches::submit))
+        .route("/api/v1/batches/{id}", get(tasks::batches::one))
+        .route("/api/v1/batches/{id}/cancel", post(tasks::batches::cancel))
+        .route("/api/v1/projects", get(pool::projects))
+        .route("/api/v1/projects/{name}/limit", put(pool::limit))
+        .route("/api/v1/pool", get(pool::pool))
+        .route("/api/process-pool/stats", get(pool::stats))
+        .route("/api/process-pool/project-limit", post(pool::project_limit))
+        .route("/api/process-pool/project-usage", get(pool::project_usage))
 }
 
 /// An error of the API.
@@ -94,7 +121,7 @@ pub(crate) struct Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let mut answer = (self.status, Json(ApiError { error: self.error, hint: self.hint })).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         answer
@@ -134,17 +161,25 @@ pub(crate) fn find_instance(gateway: &Gateway, id: &str) -> Result<Arc<InstanceH
 
 /// Reads a body of JSON: bounded in size and, by `gateway.body_timeout`, in time.
 async fn read<T: DeserializeOwned>(gateway: &Gateway, body: Body) -> Result<T, Failure> {
+    decode(&read_bytes(gateway, body, MAX_BODY).await?)
+}
+
+/// The same for a body of up to `most` bytes that is not read as JSON yet.
+async fn read_bytes(gateway: &Gateway, body: Body, most: usize) -> Result<Bytes, Failure> {
     let patience = gateway.supervisor.config().gateway.body_timeout;
     let failure = |status, error| Failure { status, error, hint: None };
-    let whole = tokio::time::timeout(patience, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| {
+    let whole = tokio::time::timeout(patience, axum::body::to_bytes(body, most)).await.map_err(|_| {
         let error = format!("the body did not come within {patience:?} (gateway.body_timeout)");
         failure(StatusCode::REQUEST_TIMEOUT, error)
     })?;
-    let whole = whole.map_err(|error| {
-        let error = format!("the body broke off, or is larger than {MAX_BODY} bytes: {error}");
+    whole.map_err(|error| {
+        let error = format!("the body broke off, or is larger than {most} bytes: {error}");
         failure(StatusCode::PAYLOAD_TOO_LARGE, error)
-    })?;
-    serde_json::from_slice(&whole).map_err(|error| Failure {
+    })
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| Failure {
         status: StatusCode::BAD_REQUEST,
         error: format!("the body is not what is wanted here: {error}"),
         hint: Some("/api/v1/openapi.json describes it".to_owned()),

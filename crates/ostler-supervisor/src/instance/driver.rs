@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::watch;
 use futures_util::future::join_all;
-use ostler_domain::event::Happening;
+use ostler_domain::event::{Happening, Severity};
 use ostler_domain::health::{HealthEvent, ProbeId};
 use ostler_domain::instance::{Effect, Event, Exit, Instance, Policy, State, TimerKind};
 use ostler_domain::{Era, Generation, InstanceId, Launch, PortWish, Transport, ports};
@@ -39,7 +39,9 @@ use crate::launch::{Control, Launched};
 use crate::log::{Log, Stream};
 use crate::monitor::Found;
 use crate::ports::{Given, Holder};
+use crate::quarters::Room;
 use crate::server::Server;
+use crate::tasks::link::Link;
 use crate::upstream::Target;
 
 /// Wishes and reports that may wait for a driver.
@@ -100,6 +102,8 @@ struct Running {
     control: Box<dyn Control>,
     /// None for a plain process, with which nobody talks.
     connection: Option<Arc<Connection>>,
+    /// Of a worker: its pipes, which another task speaks over.
+    link: Option<Arc<Link>>,
     /// Said by the guard when the program could not be started.
     spawn_failure: Option<String>,
     leader_exited: bool,
@@ -118,7 +122,7 @@ struct Running {
 impl Running {
     /// A plain process that has no port to listen on is as ready as it will be when it runs.
     fn is_ready_at_once(&self, ports: &Given) -> bool {
-        self.connection.is_none() && ports.is_empty()
+        self.connection.is_none() && self.link.is_none() && ports.is_empty()
     }
 }
 
@@ -137,6 +141,8 @@ pub(crate) struct Driver {
     running: Option<Running>,
     /// The generation being spawned, and whether it is to be killed as soon as it is there.
     spawning: Option<(Generation, bool)>,
+    /// The private folder of a worker: it goes with this, when nothing of it runs.
+    room: Option<Room>,
     /// Where the generation being spawned will be reached over the network.
     target: Option<Target>,
     timer: Option<(Generation, TimerKind, Instant)>,
@@ -198,6 +204,7 @@ impl Driver {
             to_self,
             running: None,
             spawning: None,
+            room: None,
             target: None,
             timer: None,
             snapshot,
@@ -430,7 +437,14 @@ impl Driver {
     fn record(&self, happening: Happening) {
         self.log.push(Stream::Ostler, &happening.to_string());
         let (core, subject) = (&self.core, self.id.to_string());
-        core.events.record(&subject, happening.clone());
+        match (self.server.spec.transport, happening.severity()) {
+            // Workers come and go with their tasks; that they do is told in fewer words.
+            (Transport::Worker, Severity::Info) => core.events.pass(&subject, &happening),
+            (Transport::Worker, _) => {
+                core.events.record_seldom(self.server.spec.name.as_str(), &subject, happening.clone());
+            }
+            _ => core.events.record(&subject, happening.clone()),
+        }
         core.alerts.hear(&subject, &happening, core.config().limits.cleanup_tries);
     }
 
@@ -512,8 +526,21 @@ impl Driver {
             started_unix_ms: clock::unix_ms(),
         };
         let (core, done) = (Arc::clone(&self.core), self.to_self.clone());
+        let quarters = self.server.quarters().cloned();
+        self.room = quarters.as_ref().map(|quarters| quarters.room());
+        let room = self.room.as_ref().map(|room| room.path().to_owned());
+        let server = Arc::clone(&self.server);
         tokio::spawn(async move {
-            let born = start(&core, request, record).await;
+            let request = match quarters.zip(room) {
+                Some((quarters, room)) => {
+                    quarters.request(&*core.launcher, request, &server.spec.launch, room).await
+                }
+                None => Ok(request),
+            };
+            let born = match request {
+                Ok(request) => start(&core, request, record).await,
+                Err(why) => Err(why),
+            };
             let _ = done.send(Inbox::Born(generation, born)).await;
         });
     }
@@ -554,8 +581,12 @@ impl Driver {
     fn born(&mut self, generation: Generation, guarded: Launched) {
         let kill = self.spawning.take().is_some_and(|(_, kill)| kill);
         let mut captures = vec![tokio::spawn(capture(guarded.stderr, Stream::Stderr, Arc::clone(&self.log)))];
+        let mut link = None;
         let connection = if self.server.spec.transport == Transport::Stdio {
             Some(Connection::open(guarded.stdin, guarded.stdout, self.parts(generation)))
+        } else if self.server.spec.transport == Transport::Worker {
+            link = Some(Arc::new(Link::new(guarded.stdin, guarded.stdout)));
+            None
         } else {
             // Nobody writes to a plain process, or to one that listens: its input is at its end from the start.
             drop(guarded.stdin);
@@ -570,11 +601,13 @@ impl Driver {
         let tree = TreeRoot { guard_pid: guarded.guard_pid, guard_start: guarded.guard_start };
         // A server that runs elsewhere has none.
         self.snapshot.tree = (tree.guard_pid != 0).then_some(GuardedTree { root: tree, mark: guarded.mark });
+        self.snapshot.link.clone_from(&link);
         self.running = Some(Running {
             generation,
             mark: guarded.mark,
             control: guarded.control,
             connection,
+            link,
             spawn_failure: None,
             leader_exited: false,
             tree,
@@ -636,7 +669,9 @@ impl Driver {
         tokio::spawn(async move {
             let mut captures = Some(captures);
             while let Some(event) = events.recv().await {
-                if let (GuardEvent::TreeEmpty, Some(captures)) = (&event, captures.take()) {
+                if matches!(event, GuardEvent::TreeEmpty)
+                    && let Some(captures) = captures.take()
+                {
                     let _ = tokio::time::timeout(LAST_WORDS, join_all(captures)).await;
                 }
                 if to_self.send(Inbox::Guard(generation, event)).await.is_err() {
@@ -730,6 +765,7 @@ impl Driver {
         }
         self.snapshot.pid = None;
         self.snapshot.tree = None;
+        self.snapshot.link = None;
         self.snapshot.started_ms = None;
         self.give_ports_back(generation);
         self.ailments.forget_process();
@@ -749,6 +785,7 @@ impl Driver {
                 return;
             }
             let (connection, done) = (running.connection.clone(), driver.to_self.clone());
+            let link = running.link.clone();
             let (need, core) = (driver.need.clone(), Arc::clone(&driver.core));
             let on_network = driver.server.spec.transport.is_network();
             tokio::spawn(async move {
@@ -763,7 +800,10 @@ impl Driver {
                         Ok(()) => handshake::open(&connection, &need).await.map(Some),
                         Err(theft) => Err(Failed::Theft(theft)),
                     },
-                    None => listens().await.map(|()| None).map_err(Failed::Theft),
+                    None => match link {
+                        Some(link) => link.until_ready().await.map(|()| None).map_err(Failed::Other),
+                        None => listens().await.map(|()| None).map_err(Failed::Theft),
+                    },
                 };
                 let _ = done.send(Inbox::Opened(generation, result)).await;
             });

@@ -30,6 +30,7 @@ use crate::connection::Connection;
 use crate::log::Log;
 use crate::monitor::Reading;
 use crate::ports::Given;
+use crate::tasks::link::Link;
 use driver::Inbox;
 pub(crate) use lease::Holds;
 pub use lease::Lease;
@@ -94,6 +95,8 @@ pub struct Snapshot {
     pub started_ms: Option<u64>,
     /// The connection, while calls are served.
     pub connection: Option<Arc<Connection>>,
+    /// Of a worker: its pipes, while its process runs.
+    pub(crate) link: Option<Arc<Link>>,
     /// The era of its process, once known; kept across restarts.
     pub era: Option<Era>,
     /// What the process answered to `initialize`.
@@ -121,6 +124,7 @@ impl Snapshot {
             tree: None,
             started_ms: None,
             connection: None,
+            link: None,
             era: None,
             initialized: None,
             ports: Given::default(),

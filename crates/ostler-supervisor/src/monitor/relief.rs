@@ -59,7 +59,7 @@ fn places_coming(core: &Core, type_name: Option<&str>) -> usize {
         Owner::Session(_) | Owner::Spare => type_name.is_none(),
         Owner::All | Owner::Principal(_) | Owner::Project(_) => true,
     };
-    let servers = table.all().iter().filter(|server| !server.is_by_hand());
+    let servers = table.all().iter().filter(|server| server.is_configured());
     let of_type = servers.filter(|server| type_name.is_none_or(|name| server.spec.type_name == name));
     let instances = of_type.flat_map(|server| server.instances());
     let ending = instances.filter(|handle| handle.is_retired() && !handle.snapshot().removed);

@@ -90,7 +90,7 @@ impl Plan {
         let mut next = Vec::with_capacity(config.servers.len());
         for spec in &config.servers {
             let old = table.get(spec.name.as_str());
-            if old.is_some_and(|old| old.is_by_hand()) {
+            if old.is_some_and(|old| !old.is_configured()) {
                 return Err(ReloadRefused::Taken(spec.name.clone()));
             }
             next.push(Next {
@@ -248,8 +248,10 @@ impl Plan {
     /// The servers that the new configuration does not have.
     fn dismiss_the_gone(&mut self, table: &Table, config: &Config) {
         let named = |server: &&Arc<Server>| config.servers.iter().any(|spec| spec.name == server.spec.name);
-        let gone =
-            table.all().iter().filter(|server| !server.is_by_hand() && !server.has_left() && !named(server));
+        let gone = table
+            .all()
+            .iter()
+            .filter(|server| server.is_configured() && !server.has_left() && !named(server));
         for server in gone {
             let name = &server.spec.name;
             let reason: Arc<str> = format!("`{name}` was removed from the configuration").into();

@@ -94,7 +94,15 @@ fn a_configuration_error_exits_2_and_starts_nothing() {
 #[test]
 fn without_a_daemon_every_command_exits_3_and_says_what_to_do() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 22] = [
+        &["task", "submit", "shell-command", "--", "true"],
+        &["task", "ls"],
+        &["task", "wait", "t1-00000000"],
+        &["task", "cancel", "b1-00000000"],
+        &["pool"],
+        &["pool", "--json"],
+        &["projects"],
+        &["projects", "set", "p", "--max-running", "1"],
         &["reload"],
         &["spawn", "true"],
         &["rm", "true"],
@@ -312,6 +320,19 @@ async fn every_route_is_described_and_answered() {
     let (status, document) = over_socket(&daemon, "GET", routes::OPENAPI.template, "");
     assert_eq!(status, 200);
     let document: Value = serde_json::from_str(&document).expect("JSON");
+    let submit = |more: &[&str]| {
+        let task = [&["task", "submit", "execute-code", "--code", "return 1"], more].concat();
+        done(&daemon, &task).trim().to_owned()
+    };
+    let ended = submit(&[]);
+    done(&daemon, &["task", "wait", &ended]);
+    let (waiting, cancelled) = (submit(&["--delay", "1h"]), submit(&["--delay", "1h"]));
+    done(&daemon, &["task", "cancel", &cancelled]);
+    std::fs::write(daemon.dir().join("batch"), "{\"type\":\"execute-code\",\"payload\":{\"code\":\"\"}}\n")
+        .expect("written");
+    let file = daemon.dir().join("batch");
+    let batch =
+        done(&daemon, &["task", "submit", "--batch", file.to_str().expect("plain")]).trim().to_owned();
     let described = document["paths"].as_object().expect("paths");
     let operations: usize = described.values().filter_map(Value::as_object).map(|path| path.len()).sum();
     assert_eq!(operations, routes::ALL.len(), "each once, and no others");
@@ -326,11 +347,24 @@ async fn every_route_is_described_and_answered() {
             template if template.contains("/instances/{") => &["fake.1"],
             template if template.contains("/sessions/{") => &[&session],
             template if template.contains("/processes/{") => &["job"],
+            template if template.ends_with("/tasks/{id}/cancel") => &[&waiting],
+            template if template.ends_with("/tasks/{id}/retry") => &[&cancelled],
+            template if template.contains("/tasks/{") => &[&ended],
+            template if template.contains("/batches/{") => &[&batch],
+            template if template.contains("/projects/{") => &["p"],
             _ => &[],
         };
         let path = route.path(values);
         let body = match route.body {
             Some(_) if route.template.contains("/sessions") => "{}",
+            Some(_) if route.template.ends_with("/tasks") => {
+                r#"{"type":"execute-code","payload":{"code":""}}"#
+            }
+            Some(_) if route.template.ends_with("/batches") => {
+                r#"{"tasks":[{"type":"execute-code","payload":{"code":""}}]}"#
+            }
+            Some(_) if route.template.ends_with("/project-limit") => r#"{"projectId":"p","limit":5}"#,
+            Some(_) if route.template.ends_with("/limit") => r#"{"running":5}"#,
             Some(_) if route.template.ends_with("/run") => r#"{"calls":[{"server":"fake","tool":"echo"}]}"#,
             Some(_) => r#"{"name":"job","command":["sleep","1000"]}"#,
             None => "",

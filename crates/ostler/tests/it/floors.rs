@@ -3,12 +3,13 @@
 use cargo_metadata::MetadataCommand;
 
 /// The floor of each crate, from the ground up (`docs/ARCHITECTURE.md`).
-const FLOORS: [(&str, u32); 10] = [
+const FLOORS: [(&str, u32); 11] = [
     ("ostler-domain", 0),
     ("ostler-config", 1),
     ("ostler-os", 1),
     ("ostler-store", 1),
     ("ostler-mcp", 1),
+    ("ostler-worker", 1),
     ("ostler-supervisor", 2),
     ("ostler-api", 2),
     ("ostler-gateway", 3),
@@ -61,6 +62,7 @@ fn the_command_line_knows_the_api_only_and_the_core_knows_nothing() {
         dependencies(name).into_iter().filter(|dependency| dependency.starts_with("ostler")).collect()
     };
     assert_eq!(ours("ostler-cli"), ["ostler-api"]);
+    assert_eq!(ours("ostler-worker"), [""; 0], "a worker must be able to stand alone");
     assert_eq!(dependencies("ostler-domain"), ["thiserror"]);
     for name in ["ostler-mcp", "ostler-config", "ostler-store"] {
         assert!(!dependencies(name).contains(&"tokio".to_owned()), "{name} knows a runtime");

@@ -25,7 +25,7 @@ fn daemon() -> Daemon {
 }
 
 /// What `/mcp/ostler` answers on the unix socket to a message with these headers: status, head and body.
-fn local(daemon: &Daemon, headers: &[(&str, &str)], message: &Value) -> (u16, String, Value) {
+pub(crate) fn local(daemon: &Daemon, headers: &[(&str, &str)], message: &Value) -> (u16, String, Value) {
     let body = message.to_string();
     let mut head = format!(
         "POST /mcp/ostler HTTP/1.1\r\nHost: ostler\r\nConnection: close\r\nContent-Length: {}\r\n",
@@ -45,7 +45,7 @@ fn local(daemon: &Daemon, headers: &[(&str, &str)], message: &Value) -> (u16, St
 }
 
 /// A call of a tool on the unix socket, as a legacy client makes it.
-fn call(daemon: &Daemon, tool: &str, arguments: &Value) -> Value {
+pub(crate) fn call(daemon: &Daemon, tool: &str, arguments: &Value) -> Value {
     let (status, _, answer) =
         local(daemon, &[("mcp-protocol-version", LEGACY)], &tool_call(1, tool, arguments));
     assert_eq!(status, 200, "{answer}");
@@ -53,7 +53,7 @@ fn call(daemon: &Daemon, tool: &str, arguments: &Value) -> Value {
 }
 
 /// What a tool gave, which is the same as its text.
-fn given(answer: &Value) -> &Value {
+pub(crate) fn given(answer: &Value) -> &Value {
     assert_eq!(answer["result"]["isError"], false, "{answer}");
     let structured = &answer["result"]["structuredContent"];
     assert_eq!(serde_json::from_str::<Value>(text(answer)).expect("JSON"), *structured);
@@ -61,7 +61,7 @@ fn given(answer: &Value) -> &Value {
 }
 
 /// Why a tool gave nothing.
-fn refused(answer: &Value) -> &str {
+pub(crate) fn refused(answer: &Value) -> &str {
     assert_eq!(answer["result"]["isError"], true, "{answer}");
     text(answer)
 }
@@ -80,7 +80,7 @@ fn at_the_socket_a_legacy_client_does_what_the_api_does() {
     assert_eq!(local(&daemon, &[], &json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).0, 202);
     assert_eq!(local(&daemon, &[], &request(1, "ping", &json!({}))).2["result"], json!({}));
     let tools = local(&daemon, &[], &request(1, "tools/list", &json!({}))).2;
-    assert_eq!(names(&tools, "tools", "name").len(), 10, "{tools}");
+    assert_eq!(names(&tools, "tools", "name").len(), 14, "{tools}");
 
     let spawned = call(
         &daemon,

@@ -137,6 +137,10 @@ impl Desk {
             }
             Does::Logs => self.logs(read(tool, arguments)?),
             Does::PoolStats => self.pool_stats(read(tool, arguments)?).await,
+            Does::SubmitTask => self.submit_task(read(tool, arguments)?).await,
+            Does::GetTask => self.get_task(read(tool, arguments)?).await,
+            Does::CancelTask => self.cancel_task(read(tool, arguments)?).await,
+            Does::RunTasks => self.run_tasks(read(tool, arguments)?, tell).await,
         }
     }
 
@@ -245,6 +249,6 @@ fn read<T: DeserializeOwned>(tool: &Tool, arguments: &[u8]) -> Result<T, String>
     })
 }
 
-fn written<T: Serialize>(result: &T) -> Result<String, String> {
+pub(super) fn written<T: Serialize>(result: &T) -> Result<String, String> {
     serde_json::to_string(result).map_err(|error| format!("the result cannot be written: {error}"))
 }

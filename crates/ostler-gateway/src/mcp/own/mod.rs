@@ -7,6 +7,7 @@
 mod desk;
 mod resources;
 mod schemas;
+mod tasks;
 mod tools;
 
 use std::collections::HashMap;
@@ -40,7 +41,8 @@ const KEEP_MS: u64 = 300_000;
 
 /// What a client is told that asks what this is.
 const INSTRUCTIONS: &str = "Ostler supervises processes, most of them MCP servers, and lets clients share them. These \
-    tools list, start and stop processes, show sessions and pools, and call tools of several servers in one go.";
+    tools list, start and stop processes, show sessions and pools, call tools of several servers in one go, and have tasks \
+    (code, commands, requests) done by workers.";
 
 /// The requests that run and can be cancelled by another: those of legacy clients that have an id for their session.
 #[derive(Debug, Default)]

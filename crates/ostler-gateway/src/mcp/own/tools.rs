@@ -2,10 +2,12 @@
 
 use std::sync::LazyLock;
 
+use ostler_api::types::tasks::WAIT_MAX_MS;
 use serde_json::{Value, json};
 
 use super::desk::MAX_LINES;
 use super::schemas::{object, of_type};
+use super::tasks;
 use crate::serve::Door;
 
 /// What a tool does.
@@ -21,6 +23,10 @@ pub(super) enum Does {
     Status,
     Logs,
     PoolStats,
+    SubmitTask,
+    GetTask,
+    CancelTask,
+    RunTasks,
 }
 
 /// What comes of calling a tool, for clients that ask a person first.
@@ -97,7 +103,7 @@ fn described(door: Door) -> Value {
     TOOLS.iter().filter(|tool| tool.is_served_at(door)).map(Tool::described).collect()
 }
 
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 14] = [
     Tool {
         name: "create_session",
         does: Does::CreateSession,
@@ -252,6 +258,61 @@ const TOOLS: [Tool; 10] = [
             object(json!({"pools": {"type": "array", "items": one}}), &["pools"])
         },
     },
+    Tool {
+        name: "submit_task",
+        does: Does::SubmitTask,
+        title: "Submit a task",
+        about: "Has a task done by a worker: code, a function, a module, a command, an HTTP request, a call of a tool, or a \
+                type of the configuration. Answers with its `id` as soon as it is accepted; `get_task` waits for it. It is \
+                tried again if it fails, and survives the end of this connection; with `session_id` it ends with that \
+                session.",
+        effect: Effect::Any,
+        manages: true,
+        input: || of_type("NewTask"),
+        output: || of_type("SubmittedTask"),
+    },
+    Tool {
+        name: "get_task",
+        does: Does::GetTask,
+        title: "Show a task",
+        about: "Shows how a task is, with its attempts, and its result where it has one. With `wait_ms` it answers when the \
+                task has ended, or after that time.",
+        effect: Effect::None,
+        manages: true,
+        input: || {
+            let wait = json!({"type": "integer", "minimum": 0, "maximum": WAIT_MAX_MS,
+                "description": "How long to wait for its end, in milliseconds; without it not at all."});
+            object(json!({"id": task_id(), "wait_ms": wait}), &["id"])
+        },
+        output: || object(json!(tasks::seen(component)), &["task"]),
+    },
+    Tool {
+        name: "cancel_task",
+        does: Does::CancelTask,
+        title: "Cancel a task",
+        about: "Cancels a task that waits or runs; what runs of it is ended.",
+        effect: Effect::Ends,
+        manages: true,
+        input: || object(json!({"id": task_id(), "why": text("The reason that is written down.")}), &["id"]),
+        output: || object(json!(tasks::seen(component)), &["task"]),
+    },
+    Tool {
+        name: "run_tasks",
+        does: Does::RunTasks,
+        title: "Run tasks",
+        about: "Submits many tasks, 100 at most, and answers when all of them have ended, with the result of each in the \
+                order in which they were given. One that fails does not stop the others. Tells how far it is where the \
+                request has a progress token. Whoever hangs up cancels what is left.",
+        effect: Effect::Any,
+        manages: true,
+        input: || of_type("NewBatch"),
+        output: || {
+            let one = json!({"type": "object", "properties": tasks::seen(component), "required": ["task"]});
+            let properties =
+                json!({"batch": component("BatchView"), "tasks": {"type": "array", "items": one}});
+            object(properties, &["batch", "tasks"])
+        },
+    },
 ];
 
 fn text(about: &str) -> Value {
@@ -278,6 +339,10 @@ fn name() -> Value {
     text(
         "The name of a server or of a process started by hand, or the id of an instance (`<server>.<number>`).",
     )
+}
+
+fn task_id() -> Value {
+    text("The task's id, as `submit_task` gave it: `t<number>-<8 hexadecimal digits>`.")
 }
 
 fn processes() -> Value {
