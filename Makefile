@@ -18,6 +18,9 @@ bench:  ## the benchmarks against its peers
 	@bench/run.py churn
 	@bench/run.py supervision
 	@bench/run.py hogs
+	@bench/run.py sessions
+	@bench/run.py tasks
+	@bench/run.py backlog
 
 simulate: ## 100,000 seeded lives of the supervisor on a simulated system (minutes)
 	@cargo run --quiet --locked -p ostler-testkit --features sim --bin ostler-simulate -- 0 100000

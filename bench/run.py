@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the gateway, the churn, the supervision, the hogs or the sessions benchmark; see README.md beside this file."""
+"""Runs the gateway, the churn, the supervision, the hogs, the sessions, the tasks or the backlog benchmark; see README.md beside this file."""
 
 import argparse
 import json
 import subprocess
 import sys
 
-from harness import hogs, report, sessions, supervision, supervision_report, supervisors, targets
+from harness import backlog, hogs, report, sessions, supervision, supervision_report, supervisors, targets, tasks, tasks_report
 from harness.processes import TargetFailed
 
 LOAD_DEADLINE_S = 300
@@ -24,7 +24,7 @@ def main():
     tools = targets.build_tools(package)
     if not arguments.no_install:
         install(names)
-    if {"ostler", "ostler-session", "ostler-pool"} & set(names) or arguments.benchmark == "hogs":
+    if any(name.startswith("ostler") for name in names) or arguments.benchmark in ("hogs", "backlog"):
         targets.build_ostler()
     kept = run(arguments, names, tools, seen)
     return 0 if kept or not arguments.strict else 1
@@ -38,7 +38,7 @@ def parse():
     parser.add_argument("--seconds", type=float, help="seconds measured per cell (default 5)")
     parser.add_argument("--children", type=int, default=100, help="children of each supervisor (default 100)")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 64], help="session counts")
-    parser.add_argument("--only", nargs="+", metavar="TARGET", help="only these: " + ", ".join(["direct", *all_targets(), *supervisors_by_name()]))
+    parser.add_argument("--only", nargs="+", metavar="TARGET", help="only these: " + ", ".join(["direct", *all_targets(), *supervisors_by_name(), *tasks_by_name()]))
     parser.add_argument("--no-install", action="store_true", help="install nothing; a missing peer is left out")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a bar is missed")
     arguments = parser.parse_args()
@@ -55,6 +55,10 @@ def supervisors_by_name():
     return {supervisor.name: supervisor for supervisor in supervisors.ALL}
 
 
+def tasks_by_name():
+    return {peer.name: peer for peer in tasks.ALL}
+
+
 def chosen(arguments):
     """The names of the targets to run, in order."""
     if arguments.benchmark == "supervision":
@@ -63,6 +67,10 @@ def chosen(arguments):
         known = ["alone", "hogs"]
     elif arguments.benchmark == "sessions":
         known = list(sessions.rows())
+    elif arguments.benchmark == "backlog":
+        known = [str(backlog.FEW), str(backlog.MANY)]
+    elif arguments.benchmark == "tasks":
+        known = [*tasks_by_name(), "ostler-worker"]
     elif arguments.benchmark == "gateway":
         known = ["direct"] + [target.name for target in targets.ALL]
     else:
@@ -235,6 +243,62 @@ def check_out(arguments, names, tools, seen):
     return not failures and sessions.kept(rows, idle_kib)
 
 
+def pooled(arguments, names, tools, seen):
+    """Round by round, each task queue or pool, and a warm worker beside an echo."""
+    tasks.on_two_cores()
+    runs, round_trips, failures = {}, [], {}
+    for number in range(1, arguments.rounds + 1):
+        for name in names:
+            try:
+                if name == "ostler-worker":
+                    worker = [targets.ostler_binary(), "worker"]
+                    run = tool([tools / "round-trip", "--seconds", arguments.seconds, "--", *worker])
+                    round_trips.append(run)
+                    shown = " ".join(f"{who} {figures['p50_us']:.1f} us" for who, figures in run["socketpair"].items())
+                else:
+                    run = tasks.measure(tasks_by_name()[name], tools, arguments)
+                    runs.setdefault(name, []).append(run)
+                    shown = tasks_report.short(run)
+            except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+                failures[name] = str(error)
+                say(f"round {number} {name:14}: FAILED: {error}")
+                continue
+            say(f"round {number} {name:14}: {shown}")
+    rows = {name: tasks_report.medians(runs[name]) for name in names if name in runs}
+    echo = tasks_report.echo_medians(round_trips) if round_trips else None
+    labels = {name: peer.label for name, peer in tasks_by_name().items()}
+    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds, "cores": tasks.CORES, "window": tasks.WINDOW}
+    settings |= {"sync_us": tasks.sync_us(), "redis": tasks.redis_version()}
+    text = tasks_report.markdown(seen, rows, echo, labels, settings)
+    text += "".join(f"- not measured: {name}: {reason}\n" for name, reason in failures.items())
+    results = {"results": runs, "round_trips": round_trips, "failures": failures}
+    write("tasks", {"machine": seen, "settings": settings} | results, text)
+    return not failures and all(kept for _, _, _, kept in tasks_report.bars(rows, echo))
+
+
+def queued(arguments, names, tools, seen):
+    """Round by round, few tasks that wait, and many."""
+    tasks.on_two_cores()
+    runs, failures = {}, {}
+    for number in range(1, arguments.rounds + 1):
+        for waiting in map(int, names):
+            try:
+                run = backlog.measure(waiting, tools, arguments)
+            except (TargetFailed, OSError, subprocess.TimeoutExpired) as error:
+                failures[str(waiting)] = str(error)
+                say(f"round {number} {waiting:9,}: FAILED: {error}")
+                continue
+            runs.setdefault(waiting, []).append(run)
+            shown = "  ".join(f"{key} {value:,.1f}" for key, value in run.items())
+            say(f"round {number} {waiting:9,}: {shown}")
+    rows = {waiting: backlog.medians(cells) for waiting, cells in runs.items()}
+    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    text = backlog.markdown(seen, rows, settings)
+    text += "".join(f"- not measured: {name}: {reason}\n" for name, reason in failures.items())
+    write("backlog", {"machine": seen, "settings": settings, "results": runs, "failures": failures}, text)
+    return not failures and all(kept for _, _, _, kept in backlog.bars(rows))
+
+
 def write(name, data, text):
     (targets.OUT / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     (targets.OUT / f"{name}.md").write_text(text)
@@ -250,6 +314,8 @@ BENCHMARKS = {
     # It compares Ostler with itself.
     "hogs": (beside_hogs, lambda names: None, "bench-gateway"),
     "sessions": (check_out, targets.install_peers, "bench-gateway"),
+    "tasks": (pooled, tasks.install, "bench-tasks"),
+    "backlog": (queued, lambda names: None, "bench-tasks"),
 }
 
 if __name__ == "__main__":

@@ -53,14 +53,21 @@ def runs(pid, program):
 
 def pss_kib(pids):
     """Their memory in proportional shares: a page shared by n processes counts 1/n in each."""
-    total = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                total += next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-        except (OSError, StopIteration):
-            continue
-    return total
+    return sum(rolled_up(pid, "Pss:") for pid in pids)
+
+
+def rss_kib(pids):
+    """Their resident memory, each in full."""
+    return sum(rolled_up(pid, "Rss:") for pid in pids)
+
+
+def rolled_up(pid, name):
+    """One figure of a process' memory; 0 of one that is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(name))
+    except (OSError, StopIteration):
+        return 0
 
 
 def cpu_ns(pids):
