@@ -2,7 +2,7 @@
 //! and answers with a line of what came of it, until the input ends.
 //!
 //! One thread, so that it takes little of the machine it shares with the daemon. Each task under way has a connection
-//! of its own: it is submitted, and its result is fetched by a long poll and checked.
+//! of its own: it is submitted, answered when it has ended, and its result is checked.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -15,6 +15,7 @@ use bench_tasks::cell::{Cell, Kind, Tally};
 use bench_tasks::http::Connection;
 use clap::Parser;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::{JoinSet, LocalSet};
 
@@ -112,15 +113,23 @@ fn task(kind: Kind, n: usize) -> String {
     }
 }
 
+/// What is read of a task that was submitted and waited for.
+#[derive(Deserialize)]
+struct Done<'a> {
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+}
+
 /// Submits one task, waits for its result and checks it.
 async fn one(connection: &mut Connection, kind: Kind, n: usize) -> Result<(), String> {
-    let status = connection.post("/api/v1/tasks", task(kind, n).as_bytes()).await;
-    let id = record(connection, status, "submitting a task")?.id;
-    let status = connection.get(&format!("/api/v1/tasks/{id}/result?wait_ms={WAIT_MS}")).await;
-    let body = answered(connection, status, "waiting for a result")?;
+    let path = format!("/api/v1/tasks?wait_ms={WAIT_MS}");
+    let status = connection.post(&path, task(kind, n).as_bytes()).await;
+    let body = answered(connection, status, "submitting a task")?;
+    let done: Done<'_> = serde_json::from_slice(body).map_err(|error| format!("{error}: {}", excerpt(body)))?;
+    let result = done.result.map_or("", RawValue::get);
     let right = match kind {
-        Kind::Noop => body.trim_ascii() == n.to_string().as_bytes(),
-        Kind::True => memchr::memmem::find(body, br#""status":0"#).is_some(),
+        Kind::Noop => result == n.to_string(),
+        Kind::True => result.contains(r#""status":0"#),
     };
     if right { Ok(()) } else { Err(format!("a wrong result of {n}: {}", excerpt(body))) }
 }

@@ -72,8 +72,8 @@ pub const TASK_SUBMIT: Route = with_body(
         "/api/v1/tasks",
         "submitTask",
         "Submit a task; answers when it is in the journal. 429 with `Retry-After` and the limit's name where there is no \
-         room, 409 where its key was used for another task.",
-        &[],
+         room, 409 where its key was used for another task. With `wait_ms` also when it has ended, with its result.",
+        &[WAIT],
         Answer::AcceptedAs(SUBMITTED_T),
     ),
     NEW_TASK_T,

@@ -69,7 +69,7 @@ pub struct NewTask {
 }
 
 /// A task that was accepted: it is in the journal.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SubmittedTask {
     /// Names it from now on.
     pub id: String,
@@ -77,6 +77,13 @@ pub struct SubmittedTask {
     pub state: String,
     /// Whether it was there before, under the same key.
     pub earlier: bool,
+    /// Its result, where that was waited for and came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Value)]
+    pub result: Option<Box<RawValue>>,
+    /// What went wrong, where it was waited for and has ended without a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// Tasks that are submitted together: all of them are accepted, or none.
@@ -109,7 +116,7 @@ pub struct BatchOptions {
 }
 
 /// A batch that was accepted.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SubmittedBatch {
     /// Names it from now on.
     pub id: String,

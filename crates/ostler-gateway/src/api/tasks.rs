@@ -172,7 +172,7 @@ async fn accepted(gateway: &Gateway, id: TaskId, earlier: bool) -> Result<Submit
         true => tasks(gateway)?.get(id).await.map_err(refused)?.record.state,
         false => TaskState::Queued,
     };
-    Ok(SubmittedTask { id: id.to_string(), state: state.as_str().to_owned(), earlier })
+    Ok(SubmittedTask { id: id.to_string(), state: state.as_str().to_owned(), earlier, result: None, why: None })
 }
 
 /// Submits tasks for a caller, all or none.
@@ -267,9 +267,28 @@ pub(super) async fn list(State(gateway): App, Query(query): Query<ListQuery>) ->
 }
 
 /// `POST /api/v1/tasks`.
-pub(super) async fn submit(State(gateway): App, request: Request<Body>) -> Result<Response, Failure> {
+pub(super) async fn submit(
+    State(gateway): App,
+    Query(query): Query<WaitQuery>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
     let (task, _held) = read_large(&gateway, request, TASK_BODY_MAX).await?;
-    Ok((StatusCode::ACCEPTED, Json(submit_one(&gateway, &gateway.local, task).await?)).into_response())
+    let mut submitted = submit_one(&gateway, &gateway.local, task).await?;
+    let patience = patience(query.wait_ms);
+    if !patience.is_zero() {
+        let came = tasks(&gateway)?.result(id(&submitted.id)?, patience).await.map_err(refused)?;
+        match came {
+            Came::Result(json) => {
+                submitted.state = TaskState::Succeeded.as_str().to_owned();
+                submitted.result = String::from_utf8(json.into()).ok().and_then(|json| RawValue::from_string(json).ok());
+            }
+            Came::Nothing { state, why } => {
+                submitted.state = state.as_str().to_owned();
+                submitted.why = why;
+            }
+        }
+    }
+    Ok((StatusCode::ACCEPTED, Json(submitted)).into_response())
 }
 
 fn patience(wait_ms: Option<u64>) -> Duration {

@@ -213,6 +213,26 @@ fn the_command_line_does_batches_projects_and_the_pool() {
 }
 
 #[test]
+fn what_is_waited_for_comes_with_the_answer() {
+    let daemon = daemon("");
+    let wait = |wait_ms: u32, task: &Value| {
+        let (status, answer) = api(&daemon, "POST", &format!("/api/v1/tasks?wait_ms={wait_ms}"), task);
+        assert_eq!(status, 202, "{answer}");
+        answer
+    };
+    let answer = wait(30_000, &json!({"type": "execute-code", "payload": {"code": "return [4, \"2\"]"}, "key": "k"}));
+    assert_eq!((&answer["state"], &answer["result"]), (&json!("succeeded"), &json!([4, "2"])), "{answer}");
+    // One that has ended long since is told as well.
+    let again = wait(30_000, &json!({"type": "execute-code", "payload": {"code": "return [4, \"2\"]"}, "key": "k"}));
+    assert_eq!((&again["earlier"], &again["result"]), (&json!(true), &answer["result"]), "{again}");
+    let dead = wait(30_000, &json!({"type": "execute-code", "payload": {"code": "throw 3"}, "attempts": 1}));
+    assert_eq!((&dead["state"], &dead["result"]), (&json!("dead"), &Value::Null), "{dead}");
+    assert!(dead["why"].as_str().is_some_and(|why| why.starts_with("failed: ")), "{dead}");
+    let slow = wait(1, &json!({"type": "shell-command", "payload": {"argv": ["sleep", "3600"]}}));
+    assert!(slow["result"].is_null() && slow["state"] != "succeeded", "{slow}");
+}
+
+#[test]
 fn every_member_is_checked_and_every_refusal_says_which() {
     let daemon = daemon("");
     let task = |more: Value| {
