@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$ROOT"
 
 # Limits in seconds. A cold build takes most of the first on two cores; the others take a minute or two.
-CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420 LEAK_LIMIT_S=420 MUJOCO_LIMIT_S=240 DESKTOP_LIMIT_S=240
+SETUP_LIMIT_S=900 CARGO_LIMIT_S=1200 UNIT_LIMIT_S=60 CONFORMANCE_LIMIT_S=420 CLIENTS_LIMIT_S=420 LEAK_LIMIT_S=420 MUJOCO_LIMIT_S=240 DESKTOP_LIMIT_S=240
 
 passed=0 failed=0
 # The steps that run, by name: the pid of each, which leads a process group of its own.
@@ -96,10 +96,15 @@ node_step() {
 }
 
 need_rust
-"$ROOT/scripts/setup-test-deps.sh"
+# What is installed is mostly waited for, so it is built meanwhile.
+begin_step dependencies "$SETUP_LIMIT_S" "$ROOT/scripts/setup-test-deps.sh"
+# What does not build is told again below, and counts there.
+run_step building "$CARGO_LIMIT_S" cargo test --workspace --locked --no-run || true
+end_step dependencies
 ensure_node 22 19
 
-# `cargo test` rather than nextest: it runs the documentation's examples too.
+# `cargo test` rather than nextest: it runs the documentation's examples too. Its tests mostly wait for processes.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
 cargo_step cargo-test cargo test --workspace --locked --no-fail-fast
 # A build of its own: no other test and no binary has the simulated ends of pipes in it.
 cargo_step simulation cargo test -p ostler-testkit --features sim --test sim --locked
