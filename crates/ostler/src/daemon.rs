@@ -25,6 +25,9 @@ use crate::{progress, watch};
 const MAX_WORKERS: usize = 4;
 /// How long a thread for work that blocks is kept: longer than the minute after which, at the least, there is some.
 const BLOCKING_KEPT: Duration = Duration::from_secs(90);
+/// Most threads for work that blocks; what comes beyond that waits. Names of servers elsewhere are looked up on them, which may take
+/// long.
+const MAX_BLOCKING: usize = 64;
 
 /// Why the daemon did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +59,7 @@ pub(crate) fn up(global: &Global, args: &UpArgs) -> Exit {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .thread_keep_alive(BLOCKING_KEPT)
+        .max_blocking_threads(MAX_BLOCKING)
         .enable_all()
         .build();
     let result = match runtime {
