@@ -10,7 +10,7 @@
 //! ```
 //!
 //! One thread does all of it, so a task passes from line to answer without waiting for another. While a task runs,
-//! [`job::Job::check`] is asked now and then whether it is to stop; it reads what has come meanwhile, and says that
+//! `Job::check` is asked now and then whether it is to stop; it reads what has come meanwhile, and says that
 //! the worker is alive. Only looking up the name of a host needs a thread, which tokio starts and ends.
 //!
 //! A worker forbids little: what its process may reach is for who starts it to limit.

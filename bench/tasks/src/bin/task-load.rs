@@ -125,7 +125,8 @@ async fn one(connection: &mut Connection, kind: Kind, n: usize) -> Result<(), St
     let path = format!("/api/v1/tasks?wait_ms={WAIT_MS}");
     let status = connection.post(&path, task(kind, n).as_bytes()).await;
     let body = answered(connection, status, "submitting a task")?;
-    let done: Done<'_> = serde_json::from_slice(body).map_err(|error| format!("{error}: {}", excerpt(body)))?;
+    let done: Done<'_> =
+        serde_json::from_slice(body).map_err(|error| format!("{error}: {}", excerpt(body)))?;
     let result = done.result.map_or("", RawValue::get);
     let right = match kind {
         Kind::Noop => result == n.to_string(),

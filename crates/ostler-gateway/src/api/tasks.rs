@@ -172,7 +172,13 @@ async fn accepted(gateway: &Gateway, id: TaskId, earlier: bool) -> Result<Submit
         true => tasks(gateway)?.get(id).await.map_err(refused)?.record.state,
         false => TaskState::Queued,
     };
-    Ok(SubmittedTask { id: id.to_string(), state: state.as_str().to_owned(), earlier, result: None, why: None })
+    Ok(SubmittedTask {
+        id: id.to_string(),
+        state: state.as_str().to_owned(),
+        earlier,
+        result: None,
+        why: None,
+    })
 }
 
 /// Submits tasks for a caller, all or none.
@@ -280,7 +286,8 @@ pub(super) async fn submit(
         match came {
             Came::Result(json) => {
                 submitted.state = TaskState::Succeeded.as_str().to_owned();
-                submitted.result = String::from_utf8(json.into()).ok().and_then(|json| RawValue::from_string(json).ok());
+                submitted.result =
+                    String::from_utf8(json.into()).ok().and_then(|json| RawValue::from_string(json).ok());
             }
             Came::Nothing { state, why } => {
                 submitted.state = state.as_str().to_owned();

@@ -6,7 +6,7 @@
 //!   GET, DELETE ──────────────────────────────────────────────────────── legacy.rs (modern: 405)
 //! ```
 //!
-//! `/mcp/ostler` is no server of the configuration but Ostler's own: [`own`].
+//! `/mcp/ostler` is no server of the configuration but Ostler's own: `own`.
 
 mod key;
 mod legacy;

@@ -1,7 +1,7 @@
 //! The last step into a sandbox, taken inside: `ostler confine PIDS PROGRAM [ARGUMENT...]`.
 //!
-//! It refuses the system calls of [`super::filter`], bounds the number of processes where the kernel counts them by
-//! namespace, sets SIGTERM back (see [`super::view::script`]), and becomes the program.
+//! It refuses the system calls of `filter.rs`, bounds the number of processes where the kernel counts them by
+//! namespace, sets SIGTERM back (see `view.rs`), and becomes the program.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

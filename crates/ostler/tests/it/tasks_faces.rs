@@ -220,10 +220,12 @@ fn what_is_waited_for_comes_with_the_answer() {
         assert_eq!(status, 202, "{answer}");
         answer
     };
-    let answer = wait(30_000, &json!({"type": "execute-code", "payload": {"code": "return [4, \"2\"]"}, "key": "k"}));
+    let answer =
+        wait(30_000, &json!({"type": "execute-code", "payload": {"code": "return [4, \"2\"]"}, "key": "k"}));
     assert_eq!((&answer["state"], &answer["result"]), (&json!("succeeded"), &json!([4, "2"])), "{answer}");
     // One that has ended long since is told as well.
-    let again = wait(30_000, &json!({"type": "execute-code", "payload": {"code": "return [4, \"2\"]"}, "key": "k"}));
+    let again =
+        wait(30_000, &json!({"type": "execute-code", "payload": {"code": "return [4, \"2\"]"}, "key": "k"}));
     assert_eq!((&again["earlier"], &again["result"]), (&json!(true), &answer["result"]), "{again}");
     let dead = wait(30_000, &json!({"type": "execute-code", "payload": {"code": "throw 3"}, "attempts": 1}));
     assert_eq!((&dead["state"], &dead["result"]), (&json!("dead"), &Value::Null), "{dead}");
