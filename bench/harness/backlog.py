@@ -19,6 +19,8 @@ FEW, MANY = 1_000, 1_000_000
 FILL, BATCH, BATCHES = 10_000, 1_000, 10
 # What is timed as it is done: so many tasks, in batches whose ends are waited for one after the other.
 DRAIN, DRAIN_BATCH, DRAINS = 1_000, 50, 10
+# Of those that waited first, so many are done.
+OLDEST = 500
 TIMEOUT_S = 120
 # What the queue may cost.
 MOST_MB, MOST_RATIO, MOST_RESTART_S = 300, 1.5, 5.0
@@ -27,7 +29,8 @@ FIGURES = {
     "submit_one": "submitted one by one, tasks/s",
     "submit_batch": f"submitted by {BATCH:,}, tasks/s",
     "round_trips": "no-op/s, 64 under way",
-    "drained": "done of those that wait, tasks/s",
+    "drained": "urgent ones of theirs done, tasks/s",
+    "oldest": "done of those that wait longest, tasks/s",
 }
 
 
@@ -88,10 +91,10 @@ def measure(waiting, tools, arguments):
 
     running = start()
     try:
-        row = fill(Api(home / "run/api.sock"), waiting)
+        oldest, row = fill(Api(home / "run/api.sock"), waiting)
         row["rss_mb"] = tree.rss_kib([running.pid]) / 1024
         row |= beside(home, tools, arguments)
-        row |= drain(Api(home / "run/api.sock"))
+        row |= drain(Api(home / "run/api.sock"), oldest)
         row["rss_after_mb"] = tree.rss_kib([running.pid]) / 1024
         os.kill(running.pid, 9)
         running.stop()
@@ -110,20 +113,21 @@ def measure(waiting, tools, arguments):
 
 
 def fill(api, waiting):
-    """Has so many tasks wait, behind one that holds the only place of their project."""
+    """Has so many tasks wait, behind one that holds the only place of their project; the batches that came first."""
     hold = {"type": "shell-command", "payload": {"argv": ["sleep", "3600"]}, "timeout_ms": 7_200_000}
     api.ask("POST", "/api/v1/tasks", {**hold, "project": PROJECT, "priority": 10})
     while not api.ask("GET", "/api/process-pool/project-usage").get(PROJECT, {}).get("used"):
         time.sleep(0.01)
-    for _ in range(max(1, waiting // FILL)):
-        api.submit(min(FILL, waiting), 0)
+    oldest = [api.submit(DRAIN_BATCH, 0) for _ in range(OLDEST // DRAIN_BATCH)]
+    for done in range(OLDEST, waiting, FILL):
+        api.submit(min(FILL, waiting - done), 0)
     rates = []
     for _ in range(BATCHES):
         begin = time.perf_counter()
         batch = api.submit(BATCH, 0)
         rates.append(BATCH / (time.perf_counter() - begin))
         api.ask("POST", f"/api/v1/batches/{batch}/cancel")
-    return {"submit_batch": statistics.median(rates), "waiting": waiting}
+    return oldest, {"submit_batch": statistics.median(rates), "waiting": waiting}
 
 
 def beside(home, tools, arguments):
@@ -147,19 +151,26 @@ def beside(home, tools, arguments):
     return {"submit_one": 1 / statistics.median(took), "round_trips": many["per_s"]}
 
 
-def drain(api):
-    """How quickly those that wait are done, once they may."""
+def drain(api, oldest):
+    """How quickly those that wait are done, once they may: those that came first, and urgent ones that came last."""
+    # First, as some more of them begin until the limit is back each time.
+    first = done_per_s(api, oldest)
     rates = []
     for _ in range(DRAINS):
-        batches = [api.submit(DRAIN_BATCH, 9) for _ in range(DRAIN // DRAIN_BATCH)]
-        # One place is held, and each worker has another.
-        api.limit(1 + tasks.CORES)
-        api.until_ended(batches[0])
-        begin = time.perf_counter()
-        api.until_ended(batches[-1])
-        rates.append((DRAIN - DRAIN_BATCH) / (time.perf_counter() - begin))
-        api.limit(1)
-    return {"drained": statistics.median(rates)}
+        rates.append(done_per_s(api, [api.submit(DRAIN_BATCH, 9) for _ in range(DRAIN // DRAIN_BATCH)]))
+    return {"drained": statistics.median(rates), "oldest": first}
+
+
+def done_per_s(api, batches):
+    """Has these batches done, which are next; what was done in a second."""
+    begin = time.perf_counter()
+    # One place is held, and each worker has another.
+    api.limit(1 + tasks.CORES)
+    for batch in batches:
+        api.until_ended(batch)
+    took = time.perf_counter() - begin
+    api.limit(1)
+    return len(batches) * DRAIN_BATCH / took
 
 
 def medians(runs):

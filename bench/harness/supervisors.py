@@ -8,16 +8,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from .installers import CACHE, debian_unpack, debian_version, npm_install, pip_install
 from .processes import Running, TargetFailed
-from .targets import CACHE, OUT, call, ostler_binary, target_directory
+from .targets import OUT, ostler_binary, target_directory
 
 PYPI = ["supervisor==4.3.0", "circus==0.19.0"]
-NPM = "pm2@7.0.4"
+NPM = ["pm2@7.0.4"]
 # Unpacked, not installed: a Debian machine with runit installed has a supervisor that nobody asked for. A version
 # that the machine's Debian release does not have is replaced by the one it has, and the report says which.
 DEBIAN = ["runit", "s6", "libs6-2.11", "libskarnet2.13", "libexecline2.9"]
@@ -237,37 +236,23 @@ def install(names):
     """Installs what the named supervisors need and is not installed yet, into bench/.cache."""
     CACHE.mkdir(exist_ok=True)
     if {"supervisord", "circus"} & set(names) and not (CACHE / "supervisors/bin/circusd").exists():
-        call([sys.executable, "-m", "venv", CACHE / "supervisors"])
-        call([CACHE / "supervisors/bin/pip", "install", "--quiet", *PYPI])
+        pip_install(CACHE / "supervisors", PYPI)
     if "pm2" in names and not (CACHE / "npm-supervisors/node_modules/.bin/pm2").exists():
-        (CACHE / "npm-supervisors").mkdir(exist_ok=True)
-        (CACHE / "npm-supervisors/package.json").write_text('{"private": true}\n')
-        call(["npm", "install", "--no-audit", "--no-fund", NPM], cwd=CACHE / "npm-supervisors")
+        npm_install(CACHE / "npm-supervisors", NPM)
     if {"runit", "s6"} & set(names) and not (DEBIAN_ROOT / "usr/bin/s6-svscan").exists():
-        unpack_debian()
+        debian_unpack(DEBIAN_ROOT, DEBIAN, relink_s6)
 
 
-def unpack_debian():
-    """Downloads the Debian packages and unpacks them; nothing of the system changes."""
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        call(["apt-get", "download", *DEBIAN], cwd=folder)
-        root = Path(folder) / "root"
-        for package in sorted(Path(folder).glob("*.deb")):
-            call(["dpkg-deb", "--extract", package, root])
-        svscan = root / "usr/bin/s6-svscan"
-        program = svscan.read_bytes()
-        if program.count(S6_INSTALLED) != 1:
-            raise TargetFailed("s6-svscan does not name s6-supervise as expected; another version than 2.11?")
-        svscan.write_bytes(program.replace(S6_INSTALLED, S6_LINK.encode().ljust(len(S6_INSTALLED), b"\0")))
-        root.rename(DEBIAN_ROOT)
+def relink_s6(root):
+    """Makes s6-svscan start s6-supervise by the link."""
+    svscan = root / "usr/bin/s6-svscan"
+    program = svscan.read_bytes()
+    if program.count(S6_INSTALLED) != 1:
+        raise TargetFailed("s6-svscan does not name s6-supervise as expected; another version than 2.11?")
+    svscan.write_bytes(program.replace(S6_INSTALLED, S6_LINK.encode().ljust(len(S6_INSTALLED), b"\0")))
 
 
 def debian_versions():
     """The versions of the Debian packages that were unpacked, by name; empty where there is no such machine."""
-    versions = {}
-    for package in ("runit", "s6"):
-        changelog = DEBIAN_ROOT / "usr/share/doc" / package / "changelog.Debian.gz"
-        if changelog.exists():
-            shown = subprocess.run(["zcat", changelog], capture_output=True, check=True).stdout.decode()
-            versions[package] = shown.split("(", 1)[1].split(")", 1)[0]
-    return versions
+    versions = {package: debian_version(DEBIAN_ROOT, package) for package in ("runit", "s6")}
+    return {package: version for package, version in versions.items() if version}

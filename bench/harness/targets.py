@@ -8,20 +8,19 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from pathlib import Path
 
+from .installers import CACHE, call, npm_install, pip_install
 from .processes import Running, TargetFailed, answers, free_port, new_mark
 
 BENCH = Path(__file__).resolve().parent.parent
 ROOT = BENCH.parent
-CACHE = BENCH / ".cache"
 OUT = BENCH / "out"
 
 NPM = ["supergateway@4.0.0", "mcp-proxy@6.7.19"]
-PYPI = "mcp-proxy==0.13.0"
+PYPI = ["mcp-proxy==0.13.0"]
 CARGO = ["turbomcp-proxy@3.6.0", "mcp-proxy@0.6.0"]
 
 # Whatever proxy the environment names is not for the loopback address.
@@ -189,23 +188,14 @@ CHURN_ONLY = [
 ]
 
 
-def call(command, **options):
-    """Runs an installer; its output goes to ours, its failure ends the run."""
-    print("+", " ".join(str(word) for word in command), file=sys.stderr, flush=True)
-    subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr, **options)
-
-
 def install_peers(names):
     """Installs what the named targets need and is not installed yet, into bench/.cache."""
     CACHE.mkdir(exist_ok=True)
     if {"supergateway", "supergateway-defaults", "npm-mcp-proxy"} & set(names):
         if not (CACHE / "npm/node_modules/.bin/supergateway").exists():
-            (CACHE / "npm").mkdir(exist_ok=True)
-            (CACHE / "npm/package.json").write_text('{"private": true}\n')
-            call(["npm", "install", "--no-audit", "--no-fund", *NPM], cwd=CACHE / "npm")
+            npm_install(CACHE / "npm", NPM)
     if "pypi-mcp-proxy" in names and not (CACHE / "py/bin/mcp-proxy").exists():
-        call([sys.executable, "-m", "venv", CACHE / "py"])
-        call([CACHE / "py/bin/pip", "install", "--quiet", PYPI])
+        pip_install(CACHE / "py", PYPI)
     for package in CARGO:
         program = package.split("@")[0]
         target = "cargo-mcp-proxy" if program == "mcp-proxy" else program

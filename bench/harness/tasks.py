@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 
 from . import tree
+from .installers import CACHE, call, debian_unpack, debian_version, npm_install, pip_install
 from .processes import MARK, Running, TargetFailed, new_mark
-from .targets import BENCH, CACHE, LOCAL, OUT, call, ostler_binary
+from .targets import BENCH, LOCAL, OUT, ostler_binary
 
 NPM = ["piscina@5.3.2", "workerpool@10.0.3", "bullmq@6.7.0", "ioredis@6.0.0"]
 PYPI = ["celery[redis]==5.7.0", "cbor2==5.7.0"]
@@ -282,35 +283,18 @@ def install(names):
     CACHE.mkdir(exist_ok=True)
     on_redis = {"bullmq", "bullmq-always", "celery", "celery-always"}
     if names & {"piscina", "workerpool", "bullmq", "bullmq-always"} and not NODE_MODULES.exists():
-        NODE_MODULES.parent.mkdir(exist_ok=True)
-        (NODE_MODULES.parent / "package.json").write_text('{"private": true}\n')
-        call(["npm", "install", "--no-audit", "--no-fund", *NPM], cwd=NODE_MODULES.parent)
+        npm_install(NODE_MODULES.parent, NPM)
     if names & {"celery", "celery-always", "pueue"} and not (PYTHON.parent / "celery").exists():
-        call([sys.executable, "-m", "venv", CACHE / "py-tasks"])
-        call([PYTHON, "-m", "pip", "install", "--quiet", *PYPI])
+        pip_install(CACHE / "py-tasks", PYPI)
     if "pueue" in names and not (CACHE / "cargo/bin/pueued").exists():
         call(["cargo", "install", "--locked", "--root", CACHE / "cargo", CARGO])
     if names & on_redis and not REDIS_ROOT.exists():
-        unpack_redis()
-
-
-def unpack_redis():
-    """Downloads Redis and what it needs, and unpacks them; nothing of the system changes."""
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        call(["apt-get", "download", *DEBIAN], cwd=folder)
-        root = Path(folder) / "root"
-        for package in sorted(Path(folder).glob("*.deb")):
-            call(["dpkg-deb", "--extract", package, root])
-        root.rename(REDIS_ROOT)
+        debian_unpack(REDIS_ROOT, DEBIAN)
 
 
 def redis_version():
     """The version of the Redis that was unpacked; empty where there is none."""
-    changelog = REDIS_ROOT / "usr/share/doc/redis-server/changelog.Debian.gz"
-    if not changelog.exists():
-        return ""
-    shown = subprocess.run(["zcat", changelog], capture_output=True, check=True).stdout.decode()
-    return shown.split("(", 1)[1].split(")", 1)[0]
+    return debian_version(REDIS_ROOT, "redis-server")
 
 
 def on_two_cores():

@@ -178,6 +178,8 @@ fn memory_of(pid: u32) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
 
     #[test]
@@ -203,8 +205,12 @@ mod tests {
         let mut child = std::process::Command::new("cat")
             .env(MARK, &mark)
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("cat starts");
+        // Until it answers it may still be on its way into its program, and shows no environment yet.
+        child.stdin.as_mut().expect("a pipe").write_all(b"x").expect("it reads");
+        child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it answers");
         // The root is a process that never exists, so only the mark leads to the child.
         let sample = Tree { root: u32::MAX, mark: Some(mark) }.sample().expect("/proc");
         drop(child.stdin.take());
