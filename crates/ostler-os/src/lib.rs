@@ -30,6 +30,7 @@
 
 pub mod boot;
 mod cgroup;
+pub mod command;
 pub mod env;
 pub mod files;
 mod forge;

@@ -67,6 +67,7 @@ pub mod supervisor;
 pub mod tasks;
 pub mod tool_call;
 mod upstream;
+mod wait;
 pub mod watch;
 mod web;
 

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::events::Events;
 use crate::log::Stream;
+use crate::wait::until;
 
 /// Bytes of lines that wait to be written to one server's files. What comes then is dropped, and counted as
 /// `log_files.waiting`.
@@ -269,16 +270,7 @@ impl LogFile {
         if !lock(&self.waiting).lines.is_empty() {
             self.begin();
         }
-        loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            // From here on no notification is missed.
-            idle.as_mut().enable();
-            if !lock(&self.waiting).writing {
-                return;
-            }
-            idle.await;
-        }
+        until(&self.idle, || (!lock(&self.waiting).writing).then_some(())).await;
     }
 }
 

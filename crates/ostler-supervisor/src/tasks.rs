@@ -15,6 +15,7 @@
 //! | `call.rs` | tasks that are calls of tools |
 //! | `lanes.rs` | which workers do what |
 //! | `parts.rs` | which lanes have workers |
+//! | `shelf.rs` | what tasks begin with, at hand |
 //! | `follow.rs` | what those hear who wait |
 //! | `start.rs` | what an earlier daemon left |
 //! | `limits.rs` | what projects may, changed |
@@ -33,6 +34,7 @@ mod lanes;
 mod limits;
 pub(crate) mod link;
 mod parts;
+mod shelf;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -45,9 +47,9 @@ use ostler_config::Config;
 use ostler_domain::event::Happening;
 use ostler_domain::instance::Now;
 use ostler_domain::task::queue::{Event, Full, Queued};
-use ostler_domain::task::retry::RetrySpec;
+use ostler_domain::task::retry::{ATTEMPTS_MAX, RetrySpec};
 use ostler_domain::task::{BatchId, Lane, Priority, ProjectName, TaskId};
-use ostler_store::journal::{Change, Id, NewBatch, NewTask, Outcome, Refusal};
+use ostler_store::journal::{Change, NewBatch, NewTask, Outcome, Refusal};
 use ostler_worker::protocol::{Allow, Level};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
@@ -156,8 +158,8 @@ pub struct Tasks {
     /// Milliseconds since 1970 when `began` was: so that what an earlier daemon accepted lies in the past.
     origin_unix_ms: u64,
     began: Instant,
-    /// Names shown for numbers: the nonces of tasks that run.
     house: Arc<House>,
+    /// Names shown for numbers: the nonces of tasks that wait or run.
     nonces: Mutex<BTreeMap<u64, u32>>,
     belongings: Mutex<belong::Belongings>,
     /// The configuration that holds for limits, which change one after the other.
@@ -206,11 +208,10 @@ impl Tasks {
     /// What a task may reach: requests are what the network is for, in the lane of these.
     fn allowed(&self, lane: &str, project: &str) -> Allow {
         let config = self.core.config();
-        let has_network = |name: &str| config.workers.own.get(name).is_some_and(|own| own.network);
-        let network = lane == Lane::HTTP || has_network(lane);
+        let network = lanes::have_network(&config, lane, Some(project));
         match config.projects.get(project) {
             Some(project) => Allow {
-                network: network || project.network,
+                network,
                 private: project.private,
                 folders: project.folders.iter().map(|folder| folder.display().to_string()).collect(),
             },
@@ -244,14 +245,14 @@ impl Tasks {
     }
 
     /// It has ended: told, and its log is kept for a while.
-    fn ended(&self, seq: u64, result: Option<Vec<u8>>) {
+    fn ended(&self, seq: u64, result: Option<Bytes>) {
         self.nonces.lock().unwrap_or_else(PoisonError::into_inner).remove(&seq);
         self.belongs_no_more(seq);
         let follow = self.desk().follows.get(&seq).cloned();
         let Some(follow) = follow else { return };
         // Who waits for it need not look it up.
         let result = result.filter(|result| follow.is_awaited() && result.len() <= TOLD);
-        follow.end(result.map(Bytes::from));
+        follow.end(result);
         if follow.log().is_empty() && follow.progress().is_none() {
             self.desk().follows.remove(&seq);
             return;
@@ -304,13 +305,6 @@ impl Tasks {
         })))
     }
 
-    /// The lanes of the types that the configuration registers.
-    fn custom(&self) -> BTreeMap<String, Lane> {
-        let config = self.core.config();
-        let own = config.workers.own.iter().filter_map(|(name, own)| Some((name.parse::<Lane>().ok()?, own)));
-        own.flat_map(|(lane, own)| own.types.iter().map(move |kind| (kind.clone(), lane.clone()))).collect()
-    }
-
     /// Accepts tasks: all of them, or none where a limit is reached. Returns when they are on disk.
     ///
     /// # Errors
@@ -340,11 +334,10 @@ impl Tasks {
                 submissions.len()
             )));
         }
-        let custom = self.custom();
         let home = batch.as_ref().and_then(|batch| batch.project.clone());
         let mut new = Vec::with_capacity(submissions.len());
         for (index, submission) in submissions.into_iter().enumerate() {
-            let read = self.read(by, submission, home.as_deref(), &custom);
+            let read = self.read(by, submission, home.as_deref(), new.last());
             new.push(read.map_err(|error| in_batch(batch.is_some(), index, error))?);
         }
         self.must_have_walls(&new).await?;
@@ -357,7 +350,7 @@ impl Tasks {
                 return Err(error);
             }
         };
-        let (tasks, refused) = self.enter(new, outcomes, &mut reserved);
+        let (tasks, refused) = self.enter(by, new, outcomes, &mut reserved);
         reserved.give_back(self);
         match refused {
             Some(why) => Err(why),
@@ -365,13 +358,13 @@ impl Tasks {
         }
     }
 
-    /// What is asked for, as the journal has it.
+    /// What is asked for, as the journal has it. What is as in the one before it is kept once for both.
     fn read(
         &self,
         by: &Caller,
         submission: Submission,
         home: Option<&str>,
-        custom: &BTreeMap<String, Lane>,
+        before: Option<&New>,
     ) -> Result<New, TaskError> {
         let config = self.core.config();
         if let Some(session) = &submission.session {
@@ -384,7 +377,7 @@ impl Tasks {
                 "the payload has {length} bytes, and may have {most} (tasks.payload_max)"
             )));
         }
-        let lane = lanes::of(&submission.kind, &submission.payload, custom)?;
+        let lane = lanes::of(&submission.kind, &submission.payload, &config.workers)?;
         let project = submission.project.as_deref().or(home).unwrap_or(&by.project);
         let project: ProjectName =
             project.parse().map_err(|error| invalid(format!("the project: {error}")))?;
@@ -397,8 +390,8 @@ impl Tasks {
             )));
         }
         let attempts_max = submission.attempts.unwrap_or(config.tasks.retry.attempts);
-        if !(1..=1000).contains(&attempts_max) {
-            return Err(invalid(format!("`attempts` is {attempts_max}, and may be 1 to 1000")));
+        if !(1..=ATTEMPTS_MAX).contains(&attempts_max) {
+            return Err(invalid(format!("`attempts` is {attempts_max}, and may be 1 to {ATTEMPTS_MAX}")));
         }
         if submission.output.is_some_and(|output| output > config.tasks.result_max as u64) {
             let most = config.tasks.result_max;
@@ -427,14 +420,24 @@ impl Tasks {
             attempts_max,
             payload,
         };
-        Ok(New { task, stored, project, lane, session: submission.session })
+        Ok(New {
+            kind: same(task.kind.as_str().into(), before.map(|before| &before.kind)),
+            lane: same(lane, before.map(|before| &before.lane)),
+            project: same(project, before.map(|before| &before.project)),
+            priority: submission.priority,
+            ready_unix_ms: task.ready_unix_ms,
+            deadline_unix_ms: task.deadline_unix_ms,
+            session: submission.session,
+            task,
+            stored,
+        })
     }
 
     /// Refuses what needs a sandbox where there is none.
     async fn must_have_walls(&self, new: &[New]) -> Result<(), TaskError> {
         let needed = {
             let config = self.core.config();
-            let kinds: BTreeSet<&str> = new.iter().map(|new| new.task.lane.as_str()).collect();
+            let kinds: BTreeSet<&str> = new.iter().map(|new| new.lane.as_str()).collect();
             kinds
                 .into_iter()
                 .filter_map(|kind| kind.parse().ok())
@@ -481,13 +484,7 @@ impl Tasks {
         home: Option<String>,
     ) -> Result<(Option<BatchId>, Vec<Outcome>), TaskError> {
         self.name_projects(new.iter().map(|new| new.project.clone()).collect()).await?;
-        let tasks: Vec<NewTask> = new
-            .iter_mut()
-            .map(|New { task, .. }| {
-                let payload = std::mem::take(&mut task.payload);
-                NewTask { payload, ..task.clone() }
-            })
-            .collect();
+        let tasks: Vec<NewTask> = new.iter_mut().map(|new| std::mem::take(&mut new.task)).collect();
         let Some(BatchWish { name, key, .. }) = batch else {
             let changes = tasks.into_iter().map(Change::Submit).collect();
             return Ok((None, self.clerk.changes(changes).await?));
@@ -495,7 +492,7 @@ impl Tasks {
         let project = home.unwrap_or_else(|| by.project.to_string());
         let batch = NewBatch { project, key, name, principal: by.principal.to_string() };
         match self.clerk.change(Change::SubmitBatch { batch, tasks }).await? {
-            Outcome::Batch { id, tasks, .. } => Ok((Some(BatchId { seq: id.seq, nonce: id.nonce }), tasks)),
+            Outcome::Batch { id, tasks, .. } => Ok((Some(id.into()), tasks)),
             Outcome::Refused(why) => Err(refusal(&why)),
             other => Err(TaskError::Journal(format!("{other:?}"))),
         }
@@ -504,40 +501,42 @@ impl Tasks {
     /// What was accepted enters the queue. Says which those are, and why one was refused, if one was.
     fn enter(
         self: &Arc<Self>,
+        by: &Caller,
         new: Vec<New>,
         outcomes: Vec<Outcome>,
         reserved: &mut Reserved,
     ) -> (Vec<(TaskId, bool)>, Option<TaskError>) {
         let (mut tasks, mut entering, mut refused) = (Vec::new(), Vec::new(), None);
         let (now_ms, now) = (clock::unix_ms(), self.now());
-        for (New { task, stored, project, lane, session }, outcome) in new.into_iter().zip(outcomes) {
-            let id = |id: Id| TaskId { seq: id.seq, nonce: id.nonce };
+        for (new, outcome) in new.into_iter().zip(outcomes) {
             match outcome {
                 Outcome::Accepted(found) => {
-                    let NewTask { kind, lane: base, project: of, principal, .. } = task;
-                    let head = Head { id: found, kind, lane: base, project: of, principal };
-                    let found = id(found);
+                    let New { kind, lane, project, .. } = new;
+                    let waits_in = parts::lane_of(&lane, &project);
+                    let principal = Arc::clone(&by.principal);
+                    let head = Head { id: found, kind, lane, project: project.clone(), principal };
+                    let found = TaskId::from(found);
                     self.know(found);
-                    if let Some(session) = session {
+                    if let Some(session) = new.session {
                         self.belongs(found, &session);
                     }
                     tasks.push((found, false));
-                    let late = task.ready_unix_ms > now_ms;
+                    let late = new.ready_unix_ms > now_ms;
+                    reserved.take(&project);
                     entering.push((
                         Queued {
                             seq: found.seq,
-                            lane: parts::lane_of(&lane, &project),
-                            project: project.clone(),
-                            priority: Priority::try_from(task.priority).unwrap_or_default(),
-                            ready: if late { self.moment(task.ready_unix_ms) } else { now },
-                            deadline: task.deadline_unix_ms.map(|at| self.moment(at)),
+                            lane: waits_in,
+                            project,
+                            priority: new.priority,
+                            ready: if late { self.moment(new.ready_unix_ms) } else { now },
+                            deadline: new.deadline_unix_ms.map(|at| self.moment(at)),
                             attempt: 1,
                         },
-                        Kept { head, stored },
+                        Kept { head, stored: new.stored },
                     ));
-                    reserved.take(&project);
                 }
-                Outcome::Earlier(found) => tasks.push((id(found), true)),
+                Outcome::Earlier(found) => tasks.push((found.into(), true)),
                 Outcome::Refused(why) => refused = refused.or(Some(refusal(&why))),
                 other => refused = refused.or(Some(TaskError::Journal(format!("{other:?}")))),
             }
@@ -546,7 +545,7 @@ impl Tasks {
         {
             let mut desk = self.desk();
             for (entry, kept) in entering {
-                desk.keep(entry.seq, kept);
+                desk.shelf.keep(entry.seq, kept);
                 queued.push(entry);
             }
         }
@@ -557,12 +556,21 @@ impl Tasks {
 
 /// What is asked for, read and not yet accepted.
 struct New {
-    /// Its payload goes to the journal, and what it was made of is kept.
+    /// The journal takes this.
     task: NewTask,
+    kind: Arc<str>,
     stored: Stored,
     project: ProjectName,
     lane: Lane,
+    priority: Priority,
+    ready_unix_ms: u64,
+    deadline_unix_ms: Option<u64>,
     session: Option<Arc<Session>>,
+}
+
+/// The value, or the earlier one where that is the same: what is shared is kept once.
+fn same<T: PartialEq + Clone>(value: T, earlier: Option<&T>) -> T {
+    earlier.filter(|earlier| **earlier == value).cloned().unwrap_or(value)
 }
 
 /// Places kept in the queue, by project.

@@ -8,15 +8,17 @@ mod output;
 mod spec;
 mod tree;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ostler_os::command::{Command, Starter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 use serde::Serialize;
 
@@ -31,6 +33,19 @@ pub(crate) use tree::{LEFT, adopt_descendants};
 
 /// When a command's memory is looked at for the first time, and then as often. The hard wall is the worker's own.
 const WEIGH: Duration = Duration::from_millis(200);
+
+/// So long nobody looks at what a command prints: one that is over by then is noticed once, and not when it closes each of its
+/// outputs too. One that prints more than a pipe holds is held up for no longer.
+const QUICK: Duration = Duration::from_millis(2);
+
+/// What all commands of this worker are started with.
+struct Means {
+    starter: Starter,
+    /// What those read that are given nothing.
+    nothing: File,
+}
+
+static MEANS: Mutex<Option<Means>> = Mutex::new(None);
 
 /// What came of a command.
 #[derive(Serialize)]
@@ -98,44 +113,47 @@ struct Running<'s> {
 
 impl<'s> Running<'s> {
     fn start(spec: &'s Spec) -> Result<Self, TaskError> {
-        let mut command = Command::new(&spec.program);
-        command.arg0(&spec.argv[0]).args(&spec.argv[1..]).current_dir(&spec.cwd).env_clear().envs(&spec.env);
-        command.stdin(if spec.stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
-        // A group of its own: it is ended by it first.
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let child = command.spawn().map_err(|why| spec.not_started(&why))?;
-        Self::of(child, spec).map_err(|why| {
-            error(ErrorKind::Failed, &format!("the command started, but cannot be watched: {why}"))
-        })
+        let mut means = MEANS.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::start_with(&mut means, spec).map_err(|why| spec.not_started(&why))
     }
 
-    fn of(mut child: Child, spec: &'s Spec) -> io::Result<Self> {
-        let leader = Pid::from_child(&child);
-        let pipe = |end: Option<OwnedFd>| -> io::Result<OwnedFd> {
-            let end = end.ok_or(io::ErrorKind::BrokenPipe)?;
-            fcntl_setfl(&end, OFlags::NONBLOCK)?;
-            Ok(end)
+    fn start_with(means: &mut Option<Means>, spec: &'s Spec) -> io::Result<Self> {
+        let means = match means {
+            Some(means) => means,
+            none => none.insert(Means { starter: Starter::new()?, nothing: File::open("/dev/null")? }),
         };
-        let begun = (|| {
-            Ok(Self {
-                leader,
-                pidfd: pidfd_open(leader, PidfdFlags::empty())?,
-                stdin: child.stdin.take().map(|end| pipe(Some(end.into()))).transpose()?,
-                given: &spec.stdin,
-                stdout: Captured::new(pipe(child.stdout.take().map(OwnedFd::from))?, spec.max_output),
-                stderr: Captured::new(pipe(child.stderr.take().map(OwnedFd::from))?, spec.max_output),
-            })
-        })();
-        if begun.is_err() {
-            // Whatever it is by now, it is not left running.
-            let _ = tree::end(leader);
+        let (out, err) = (pipe_with(PipeFlags::CLOEXEC)?, pipe_with(PipeFlags::CLOEXEC)?);
+        let given = if spec.stdin.is_empty() { None } else { Some(pipe_with(PipeFlags::CLOEXEC)?) };
+        // Its own ends are closed here when it has them.
+        let (theirs, stdin) = given.unzip();
+        for own in [Some(&out.0), Some(&err.0), stdin.as_ref()].into_iter().flatten() {
+            fcntl_setfl(own, OFlags::NONBLOCK)?;
         }
-        begun
+        let leader = means.starter.start(&Command {
+            program: &spec.program,
+            argv: &spec.argv,
+            env: &spec.env,
+            cwd: &spec.cwd,
+            stdio: [theirs.as_ref().map_or(means.nothing.as_fd(), AsFd::as_fd), out.1.as_fd(), err.1.as_fd()],
+        })?;
+        let pidfd = pidfd_open(leader, PidfdFlags::empty()).inspect_err(|_| {
+            // It is not left running.
+            let _ = tree::end(leader);
+        })?;
+        Ok(Self {
+            leader,
+            pidfd,
+            stdin,
+            given: &spec.stdin,
+            stdout: Captured::new(out.0, spec.max_output),
+            stderr: Captured::new(err.0, spec.max_output),
+        })
     }
 
     /// Until its first process has ended; or says why it is to be ended.
     fn attend(&mut self, job: &Job) -> Option<Why> {
-        let mut weigh = Instant::now() + WEIGH;
+        let begun = Instant::now();
+        let mut weigh = begun + WEIGH;
         loop {
             if let Some(stop) = job.check() {
                 return Some(Why::Stop(stop));
@@ -147,8 +165,12 @@ impl<'s> Running<'s> {
                     return Some(Why::Memory(bytes));
                 }
             }
-            let wait = job.quiet().min(weigh.saturating_duration_since(Instant::now()));
-            let ready = self.wait(wait);
+            let now = Instant::now();
+            let wait = job.quiet().min(weigh.saturating_duration_since(now));
+            let ready = match QUICK.checked_sub(now - begun) {
+                Some(left) if !left.is_zero() => self.wait(wait.min(left), false),
+                _ => self.wait(wait, true),
+            };
             if ready.message {
                 job.listen();
             }
@@ -167,13 +189,13 @@ impl<'s> Running<'s> {
         }
     }
 
-    fn wait(&self, at_most: Duration) -> Ready {
+    fn wait(&self, at_most: Duration, for_output: bool) -> Ready {
         let closed: [Option<BorrowedFd<'_>>; 5] = [
             Some(Wire::input()),
             Some(self.pidfd.as_fd()),
             self.stdin.as_ref().map(AsFd::as_fd),
-            self.stdout.end(),
-            self.stderr.end(),
+            self.stdout.end().filter(|_| for_output),
+            self.stderr.end().filter(|_| for_output),
         ];
         let flags = [PollFlags::IN, PollFlags::IN, PollFlags::OUT, PollFlags::IN, PollFlags::IN];
         let asked = closed.iter().zip(flags).filter_map(|(end, flags)| Some((*end.as_ref()?, flags)));

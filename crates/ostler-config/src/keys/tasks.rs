@@ -1,6 +1,7 @@
 //! Tasks, their workers and projects.
 
 use ostler_domain::task::queue::WEIGHT_MAX;
+use ostler_domain::task::retry::ATTEMPTS_MAX;
 
 use super::{Choice, DURATION, DURATION_OR_ZERO, Groups, KIB, Key, Kind, MIB, bare, choice, key};
 use crate::tasks::TASK_BYTES_MAX;
@@ -57,7 +58,7 @@ pub(crate) const TASKS: Groups = &[&[
     ),
     key(
         "attempts",
-        Kind::Count { min: 1, max: 100 },
+        Kind::Count { min: 1, max: ATTEMPTS_MAX as u64 },
         "3",
         "How often a task is tried before it is a dead letter, where it says nothing else.",
     ),

@@ -230,6 +230,26 @@ impl Lane {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct WorkerId(pub u64);
 
+impl WorkerId {
+    /// Bits that count the workers of one crew; those above name the crew.
+    const NUMBER_BITS: u32 = 32;
+
+    /// The worker of this number in this crew.
+    pub fn of(crew: u32, number: u32) -> Self {
+        Self(u64::from(crew) << Self::NUMBER_BITS | u64::from(number))
+    }
+
+    /// The crew that it is of.
+    pub fn crew(self) -> u32 {
+        u32::try_from(self.0 >> Self::NUMBER_BITS).expect("32 bits are left")
+    }
+
+    /// Its number in its crew.
+    pub fn number(self) -> u32 {
+        u32::try_from(self.0 & u64::from(u32::MAX)).expect("32 bits are left")
+    }
+}
+
 /// What a message repeats of a text that was not understood.
 fn clip(text: &str) -> String {
     const MAX: usize = 80;

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::chance;
 use crate::instance::backoff::spread;
 
+/// Most attempts that a task may be given.
+pub const ATTEMPTS_MAX: u32 = 1000;
+
 /// How often and after what pauses a task is tried, as the configuration or its submitter says.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct RetrySpec {

@@ -27,8 +27,6 @@ use crate::wear::{Bounds, Wear, Worn};
 const SETBACK_MIN: Duration = Duration::from_secs(1);
 /// The longest of these waits.
 const SETBACK_MAX: Duration = Duration::from_secs(60);
-/// Bits of a [`WorkerId`] that count the workers of one crew; those above name the crew.
-const NUMBER_BITS: u32 = 32;
 
 /// How the workers of a lane are to be, as the configuration says.
 #[derive(Clone, PartialEq, Debug)]
@@ -235,7 +233,7 @@ impl Crew {
             spec,
             workers: BTreeMap::new(),
             scaler: Scaler::default(),
-            next: u64::from(number) << NUMBER_BITS,
+            next: WorkerId::of(number, 0).0,
             look: None,
             counted: now,
             spent: 0.0,

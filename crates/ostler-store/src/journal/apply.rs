@@ -1,7 +1,7 @@
 //! Changes, many in one transaction.
 
 use rusqlite::types::ToSql;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use twox_hash::XxHash3_64;
 
 use super::change::{Change, Outcome, Refusal};
@@ -50,12 +50,9 @@ impl Journal {
             Failure::Sqlite(error) => JournalError::sqlite(&self.path, "writing")(error),
             Failure::Journal(error) => error,
         };
-        let transaction = self
-            .conn
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|error| failed(Failure::Sqlite(error)))?;
+        let transaction = Transaction::begin(&self.conn).map_err(|error| failed(Failure::Sqlite(error)))?;
         let mut work = Work {
-            conn: &transaction,
+            conn: transaction.conn,
             meta: self.meta,
             now_unix_ms,
             options: &self.options,
@@ -151,6 +148,34 @@ impl Journal {
             self.full = Some(full);
         }
         Ok(())
+    }
+}
+
+/// A transaction, undone where it is not committed. Its words are prepared once: rusqlite's are read anew each time.
+struct Transaction<'c> {
+    conn: &'c Connection,
+    committed: bool,
+}
+
+impl<'c> Transaction<'c> {
+    fn begin(conn: &'c Connection) -> rusqlite::Result<Self> {
+        conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Self { conn, committed: false })
+    }
+
+    fn commit(mut self) -> rusqlite::Result<()> {
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Where the disk failed, SQLite has undone it already.
+            let _ = self.conn.prepare_cached("ROLLBACK").and_then(|mut sql| sql.execute([]));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What may be changed, and what came of it.
 
+use bytes::Bytes;
+
 use super::record::{Id, NewBatch, NewTask, TaskState};
 
 /// A change. All changes of one group are on disk together or not at all.
@@ -30,7 +32,7 @@ pub enum Change {
         /// The attempt.
         attempt: u32,
         /// The result as it is: JSON.
-        result: Vec<u8>,
+        result: Bytes,
     },
     /// An attempt failed and is to be repeated: only where exactly this attempt is running.
     Retry {

@@ -99,22 +99,14 @@ pub(super) fn open(
     let head = HeadFile::open(&dir.join(HEAD_NAME), Head::of(&sound.meta))
         .map_err(JournalError::file(&dir.join(HEAD_NAME), "writing"))?;
     super::files::sync_dir(dir)?;
+    let known = known(&conn, sound.meta.journal, sound.tally.batches.len())
+        .map_err(JournalError::sqlite(&path, "reading its limits"))?;
     let mut journal = Journal {
-        known: known(&conn, sound.meta.journal, sound.tally.batches.len())
-            .map_err(JournalError::sqlite(&path, "reading its limits"))?,
-        conn,
-        path,
-        options,
+        known,
         files: Some(files),
         head: Some(head),
-        meta: sound.meta,
         tally: sound.tally,
-        stats: JournalStats::default(),
-        trouble: None,
-        full: None,
-        nonces: random(),
-        prune_from: 0,
-        scrub_from: Some(0),
+        ..empty(conn, path, options, sound.meta)
     };
     journal.note_start(now_unix_ms)?;
     report.damaged = journal.scrub(journal.options.scrub_at_open)?.damaged;
@@ -127,7 +119,12 @@ pub(super) fn in_memory(options: JournalOptions) -> Result<Journal, JournalError
     let conn = Connection::open_in_memory().map_err(JournalError::sqlite(&path, "opening"))?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     let meta = create(&conn).map_err(JournalError::sqlite(&path, "making its tables"))?;
-    Ok(Journal {
+    Ok(empty(conn, path, options, meta))
+}
+
+/// One that has nothing in it and nothing beside it.
+fn empty(conn: Connection, path: PathBuf, options: JournalOptions, meta: Meta) -> Journal {
+    Journal {
         conn,
         path,
         options,
@@ -142,7 +139,7 @@ pub(super) fn in_memory(options: JournalOptions) -> Result<Journal, JournalError
         nonces: random(),
         prune_from: 0,
         scrub_from: Some(0),
-    })
+    }
 }
 
 impl Journal {

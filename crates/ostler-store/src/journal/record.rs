@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ostler_domain::task::{BatchId, TaskId};
+
 /// Where a task is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum TaskState {
@@ -68,6 +70,30 @@ pub struct Id {
     pub seq: u64,
     /// Random: where a journal lost its end, an old id finds nobody else's task.
     pub nonce: u32,
+}
+
+impl From<TaskId> for Id {
+    fn from(TaskId { seq, nonce }: TaskId) -> Self {
+        Self { seq, nonce }
+    }
+}
+
+impl From<Id> for TaskId {
+    fn from(Id { seq, nonce }: Id) -> Self {
+        Self { seq, nonce }
+    }
+}
+
+impl From<BatchId> for Id {
+    fn from(BatchId { seq, nonce }: BatchId) -> Self {
+        Self { seq, nonce }
+    }
+}
+
+impl From<Id> for BatchId {
+    fn from(Id { seq, nonce }: Id) -> Self {
+        Self { seq, nonce }
+    }
 }
 
 /// A task that is to be accepted.

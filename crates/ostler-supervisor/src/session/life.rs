@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::{Session, Sessions};
 use crate::clock::now_ms;
 use crate::events::Events;
+use crate::wait::until;
 
 /// What runs of a session, and when it was heard of.
 #[derive(Debug)]
@@ -243,15 +244,7 @@ impl Session {
 
     /// Resolves when no call and no task runs.
     pub(crate) async fn until_quiet(&self) {
-        loop {
-            // Listening before the look, so that no end falls in between.
-            let mut quiet = std::pin::pin!(self.pulse.quiet.notified());
-            quiet.as_mut().enable();
-            if self.running() == 0 {
-                return;
-            }
-            quiet.await;
-        }
+        until(&self.pulse.quiet, || (self.running() == 0).then_some(())).await;
     }
 
     /// Milliseconds since the client was last heard of; 0 while it is busy.
@@ -279,15 +272,7 @@ impl Session {
 
     /// Resolves when it has ended.
     pub async fn until_ended(&self) {
-        loop {
-            // Listening before the look, so that the end does not fall in between.
-            let mut over = std::pin::pin!(self.pulse.over.notified());
-            over.as_mut().enable();
-            if self.ended() {
-                return;
-            }
-            over.await;
-        }
+        until(&self.pulse.over, || self.ended().then_some(())).await;
     }
 
     /// How it stands.

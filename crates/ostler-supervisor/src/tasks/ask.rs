@@ -1,6 +1,5 @@
 //! What is there to see of tasks, and what may be said to them.
 
-use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use ostler_domain::task::queue::{Event, Figures, Place, ProjectFigures, Queued};
 use ostler_domain::task::worker;
 use ostler_domain::task::{BatchId, Lane, Priority, ProjectName, TaskId};
 use ostler_store::journal::{
-    AttemptRecord, BatchStatus, Change, Counts, Evidence, Id, Outcome, TaskFilter, TaskRecord, TaskState,
+    AttemptRecord, BatchStatus, Change, Counts, Evidence, Outcome, TaskFilter, TaskRecord, TaskState,
 };
 use ostler_worker::protocol::Progress;
 use tokio::sync::broadcast;
@@ -17,6 +16,7 @@ use tokio::sync::broadcast;
 use super::follow::{Expecting, Follow, TaskLogLine, TaskNews};
 use super::parts::lane_of;
 use super::{TaskError, Tasks, attempt, refusal};
+use crate::wait::until;
 
 /// Tasks that are cancelled in one group.
 const TOGETHER: usize = 1000;
@@ -150,7 +150,7 @@ impl Tasks {
     /// [`TaskError::Unknown`], and what the journal says.
     pub async fn get(&self, id: TaskId) -> Result<TaskView, TaskError> {
         let found = self.clerk.look(move |journal| {
-            let Some(record) = journal.get(Id { seq: id.seq, nonce: id.nonce })? else { return Ok(None) };
+            let Some(record) = journal.get(id.into())? else { return Ok(None) };
             Ok(Some((record, journal.attempts(id.seq)?, journal.evidence(id.seq)?)))
         });
         let Some((record, attempts, evidence)) = found.await? else { return Err(unknown(id)) };
@@ -168,7 +168,7 @@ impl Tasks {
             return Ok(Came::Result(result));
         }
         let found = self.clerk.look(move |journal| {
-            let Some(record) = journal.get(Id { seq: id.seq, nonce: id.nonce })? else { return Ok(None) };
+            let Some(record) = journal.get(id.into())? else { return Ok(None) };
             Ok(Some(match journal.result(&record)? {
                 Some(result) => Came::Result(result.into()),
                 None => Came::Nothing { state: record.state, why: record.why },
@@ -269,15 +269,8 @@ impl Tasks {
     }
 
     async fn until_quiet(&self, seq: u64) {
-        loop {
-            let mut quiet = pin!(self.quiet.notified());
-            // From before the look, so that the end of the attempt does not fall in between.
-            quiet.as_mut().enable();
-            if !matches!(self.desk().queue.place(seq), Some(Place::Running { .. })) {
-                return;
-            }
-            quiet.await;
-        }
+        let runs = || matches!(self.desk().queue.place(seq), Some(Place::Running { .. }));
+        until(&self.quiet, || (!runs()).then_some(())).await;
     }
 
     /// The journal has it as cancelled.
@@ -336,7 +329,7 @@ impl Tasks {
     }
 
     async fn known(&self, id: TaskId) -> Result<TaskRecord, TaskError> {
-        let found = self.clerk.look(move |journal| journal.get(Id { seq: id.seq, nonce: id.nonce })).await?;
+        let found = self.clerk.look(move |journal| journal.get(id.into())).await?;
         found.ok_or_else(|| unknown(id))
     }
 
@@ -345,8 +338,7 @@ impl Tasks {
     /// # Errors
     /// [`TaskError::Unknown`], and what the journal says.
     pub async fn batch(&self, id: BatchId) -> Result<BatchView, TaskError> {
-        let found =
-            self.clerk.look(move |journal| journal.batch(Id { seq: id.seq, nonce: id.nonce })).await?;
+        let found = self.clerk.look(move |journal| journal.batch(id.into())).await?;
         found.ok_or_else(|| TaskError::Unknown(format!("batch {id}")))
     }
 

@@ -4,23 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ostler_domain::event::Happening;
 use ostler_domain::task::queue::{Event, How};
 use ostler_domain::task::retry::RetrySpec;
+use ostler_domain::task::{Lane, ProjectName};
 use ostler_store::journal::{Change, Id, Journal, Outcome, Refusal, TaskRecord, TaskState};
 use ostler_worker::protocol::{ErrorKind, TaskError as Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::clerk::{self, Answer, ClerkError};
+use super::desk::Desk;
 use super::follow::TaskNews;
+use super::shelf::READ;
 use super::{TaskError, Tasks};
 use crate::clock;
 
 /// Between two tries to write down how an attempt ended, while the journal cannot be written.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is kept of a task in memory takes so much beside its texts, in bytes.
+/// What is kept of a task in memory takes so much beside its payload, in bytes.
 const KEPT_BYTES: usize = 300;
 
 /// Tasks that are buried together when their deadlines have passed.
@@ -45,10 +49,10 @@ pub(super) struct Stored {
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) id: Id,
-    pub(super) kind: String,
-    pub(super) lane: String,
-    pub(super) project: String,
-    pub(super) principal: String,
+    pub(super) kind: Arc<str>,
+    pub(super) lane: Lane,
+    pub(super) project: ProjectName,
+    pub(super) principal: Arc<str>,
 }
 
 /// What begins a task, kept in memory from its submission where there is room.
@@ -61,10 +65,7 @@ pub(super) struct Kept {
 impl Kept {
     /// About what it takes, in bytes.
     pub(super) fn size(&self) -> usize {
-        let Head { kind, lane, project, principal, .. } = &self.head;
-        let text =
-            kind.len() + lane.len() + project.len() + principal.len() + self.stored.payload.get().len();
-        text + KEPT_BYTES
+        self.stored.payload.get().len() + KEPT_BYTES
     }
 }
 
@@ -89,7 +90,7 @@ pub(super) struct Begun {
 #[derive(Debug)]
 pub(super) enum Ending {
     /// With this result, JSON.
-    Success(Vec<u8>),
+    Success(Bytes),
     Failure(Failure),
 }
 
@@ -119,17 +120,62 @@ fn find(journal: &Journal, seq: u64) -> Found {
         Ok(payload) => payload,
         Err(error) => return broken(error.to_string()),
     };
-    let TaskRecord { id, kind, lane, project, principal, .. } = record;
+    let (lane, project) = match (record.lane.parse::<Lane>(), record.project.parse::<ProjectName>()) {
+        (Ok(lane), Ok(project)) => (lane, project),
+        (Err(error), _) => return broken(error.to_string()),
+        (_, Err(error)) => return broken(error.to_string()),
+    };
+    let TaskRecord { id, kind, principal, .. } = record;
+    let head = Head { id, kind: kind.into(), lane, project, principal: principal.into() };
     match serde_json::from_slice(&payload) {
-        Ok(stored) => Found::Task(Kept { head: Head { id, kind, lane, project, principal }, stored }),
+        Ok(stored) => Found::Task(Kept { head, stored }),
         Err(error) => Found::Broken(ErrorKind::Invalid, error.to_string()),
     }
 }
 
-/// Has it written down that an attempt begins, and gives what it is at once where that was kept in memory: the journal has the
+/// Reads a task that is not at hand, and those that follow it: a long queue is read in parts, not task by task.
+async fn read(tasks: &Arc<Tasks>, seq: u64) -> Option<Kept> {
+    let following = {
+        let mut desk = tasks.desk();
+        let Desk { shelf, queue, .. } = &mut *desk;
+        shelf.ask_with(queue, seq)
+    };
+    let asked = following.clone();
+    let looked = tasks.clerk.look(move |journal| {
+        let own = find(journal, seq);
+        let mut bytes = 0;
+        let mut others = Vec::with_capacity(following.len());
+        for seq in following {
+            if bytes >= READ {
+                break;
+            }
+            // What cannot be read is told when it begins.
+            if let Found::Task(kept) = find(journal, seq) {
+                bytes += kept.size();
+                others.push((seq, kept));
+            }
+        }
+        Ok((own, others))
+    });
+    let (own, others) = looked.await.map_or_else(|_| (None, Vec::new()), |(own, others)| (Some(own), others));
+    let mut desk = tasks.desk();
+    let Desk { shelf, queue, .. } = &mut *desk;
+    shelf.put_read(queue, &asked, others);
+    match own {
+        Some(Found::Task(kept)) => Some(kept),
+        _ => None,
+    }
+}
+
+/// Has it written down that an attempt begins, and gives what it is at once where that is at hand: the journal has the
 /// beginning before the end, whenever that is. With the daemon nothing is lost by it but the count of an attempt.
 pub(super) async fn begin_at_once(tasks: &Arc<Tasks>, seq: u64, attempt: u32, worker: &str) -> Option<Job> {
-    let kept = tasks.desk().take_kept(seq);
+    let at_hand = tasks.desk().shelf.take(seq);
+    let kept = match at_hand {
+        Some(kept) => Some(kept),
+        None => read(tasks, seq).await,
+    };
+    // Also what is broken, which is said once it has begun.
     let Some(Kept { head, stored }) = kept else { return begin(tasks, seq, attempt, worker).await };
     let change = Change::Begin { seq, attempt, worker: worker.to_owned() };
     let told = Arc::clone(tasks);
@@ -152,7 +198,7 @@ pub(super) async fn begin_at_once(tasks: &Arc<Tasks>, seq: u64, attempt: u32, wo
 
 /// Writes down that an attempt begins, and gives what it is then. `None` where it is not to begin: the queue knows then.
 pub(super) async fn begin(tasks: &Arc<Tasks>, seq: u64, attempt: u32, worker: &str) -> Option<Job> {
-    let kept = tasks.desk().take_kept(seq);
+    let kept = tasks.desk().shelf.take(seq);
     let change = Change::Begin { seq, attempt, worker: worker.to_owned() };
     let begun = tasks.clerk.change_then(change, move |journal, outcome| match outcome {
         Outcome::Done { .. } => Ok(kept.map_or_else(|| find(journal, seq), Found::Task)),
@@ -216,24 +262,35 @@ async fn refused(tasks: &Arc<Tasks>, seq: u64, attempt: u32, why: Outcome) {
     tasks.over(seq, attempt, How::Over);
 }
 
-/// Waits for the journal's word that an attempt has begun. Whether it has; else the queue knows.
-async fn has_begun(tasks: &Arc<Tasks>, seq: u64, attempt: u32, begun: Option<Begun>) -> bool {
-    let Some(Begun { worker, answer }) = begun else { return true };
-    let outcome = match answer.await {
-        Ok(Ok(outcome)) => Some(outcome),
-        // It is written down now.
-        Ok(Err(ClerkError::Journal(_))) => write(tasks, Change::Begin { seq, attempt, worker }).await,
-        Ok(Err(ClerkError::Closed)) | Err(_) => None,
+/// What the journal knows of the beginning of an attempt that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Beginning {
+    Known,
+    /// It could not be written when it was to be, and has been now.
+    OnlyNow,
+    /// It did not begin, and the queue knows.
+    Never,
+}
+
+/// Waits for the journal's word that an attempt has begun.
+async fn has_begun(tasks: &Arc<Tasks>, seq: u64, attempt: u32, begun: Option<Begun>) -> Beginning {
+    let Some(Begun { worker, answer }) = begun else { return Beginning::Known };
+    let (outcome, beginning) = match answer.await {
+        Ok(Ok(outcome)) => (Some(outcome), Beginning::Known),
+        Ok(Err(ClerkError::Journal(_))) => {
+            (write(tasks, Change::Begin { seq, attempt, worker }).await, Beginning::OnlyNow)
+        }
+        Ok(Err(ClerkError::Closed)) | Err(_) => (None, Beginning::Never),
     };
     match outcome {
-        Some(outcome) if is_begun(&outcome, attempt) => true,
+        Some(outcome) if is_begun(&outcome, attempt) => beginning,
         Some(outcome) => {
             refused(tasks, seq, attempt, outcome).await;
-            false
+            Beginning::Never
         }
         None => {
             tasks.over(seq, attempt, How::Over);
-            false
+            Beginning::Never
         }
     }
 }
@@ -275,16 +332,42 @@ pub(super) async fn write_all(tasks: &Tasks, changes: Vec<Change>) -> Option<Vec
 
 /// Writes down how an attempt ended, and goes on from there. Returns when that is on disk.
 pub(super) async fn end(tasks: &Arc<Tasks>, seq: u64, attempt: u32, begun: Option<Begun>, ending: Ending) {
-    if !has_begun(tasks, seq, attempt, begun).await {
-        return;
-    }
-    let mut change = match ending {
-        Ending::Success(result) => Change::Commit { seq, attempt, result },
-        Ending::Failure(failure) => next_step(tasks, seq, attempt, &failure).await,
+    let (mut change, mut early) = match ending {
+        Ending::Success(result) => {
+            let change = Change::Commit { seq, attempt, result };
+            // The journal has the beginning before it: both are in one group where the task was quick.
+            let early = tasks.clerk.ask(vec![change.clone()], |_, outcomes| clerk::only(outcomes)).await.ok();
+            match has_begun(tasks, seq, attempt, begun).await {
+                Beginning::Known => (change, early),
+                // Then the journal had the end first, and did not take it.
+                Beginning::OnlyNow => (change, None),
+                Beginning::Never => {
+                    // The journal has both after all, and had said of the first that it could not be written.
+                    if matches!(said(early).await, Some(Outcome::Done { .. })) {
+                        told(tasks, seq, attempt, change);
+                    }
+                    return;
+                }
+            }
+        }
+        Ending::Failure(failure) => {
+            if has_begun(tasks, seq, attempt, begun).await == Beginning::Never {
+                return;
+            }
+            (next_step(tasks, seq, attempt, &failure).await, None)
+        }
     };
     let how = loop {
-        match write(tasks, change.clone()).await {
+        let outcome = match said(early.take()).await {
+            Some(outcome) => Some(outcome),
+            None => write(tasks, change.clone()).await,
+        };
+        match outcome {
             Some(Outcome::Done { .. }) => break told(tasks, seq, attempt, change),
+            // The journal had said that it could not be written, and it was: nobody else commits this attempt.
+            Some(Outcome::Late { state: TaskState::Succeeded, attempt: own }) if own == attempt => {
+                break told(tasks, seq, attempt, change);
+            }
             Some(Outcome::Refused(why @ Refusal::TooLong { .. }))
                 if matches!(change, Change::Commit { .. }) =>
             {
@@ -296,6 +379,11 @@ pub(super) async fn end(tasks: &Arc<Tasks>, seq: u64, attempt: u32, begun: Optio
         }
     };
     tasks.over(seq, attempt, how);
+}
+
+/// What the journal said of a change that was asked for; none where it could not be made.
+async fn said(answer: Option<Answer<Outcome>>) -> Option<Outcome> {
+    answer?.await.ok()?.ok()
 }
 
 /// Says what the journal has: who waits for the task finds it so.

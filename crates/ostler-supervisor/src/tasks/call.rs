@@ -29,7 +29,7 @@ pub(super) struct Payload {
 
 /// Makes the attempt; aborted where the task is cancelled, which cancels the call.
 pub(super) async fn make(tasks: Arc<Tasks>, (seq, number): (u64, u32), worker: WorkerId) {
-    let slot = format!("call#{}", worker.0 & 0xFFFF);
+    let slot = format!("call#{}", worker.number());
     let Some(job) = attempt::begin(&tasks, seq, number, &slot).await else { return };
     let limit = Duration::from_millis(job.stored.timeout_ms);
     let ending = match tokio::time::timeout(limit, call(&tasks, &job)).await {
@@ -47,10 +47,8 @@ async fn call(tasks: &Arc<Tasks>, job: &Job) -> Ending {
     let Some(supervisor) = tasks.supervisor() else {
         return Ending::failed(ErrorKind::Failed, "the daemon is ending", true);
     };
-    let caller = Caller {
-        principal: job.record.principal.as_str().into(),
-        project: job.record.project.as_str().into(),
-    };
+    let caller =
+        Caller { principal: Arc::clone(&job.record.principal), project: job.record.project.as_str().into() };
     let Payload { server, tool, arguments, session_id } = payload;
     let call = ToolCall { server, tool, arguments, session: session_id };
     // One that says none is of the session that its task belongs to.
@@ -81,7 +79,7 @@ async fn call(tasks: &Arc<Tasks>, job: &Job) -> Ending {
                 let why = format!("the result has {bytes} bytes, and may have {most} (`output_bytes`)");
                 Ending::failed(ErrorKind::Output, why, false)
             }
-            _ => Ending::Success(result.result.to_vec()),
+            _ => Ending::Success(result.result),
         },
         Err(error) => {
             let retry = error.may_pass();

@@ -13,11 +13,6 @@ use crate::clock;
 const JOBS: usize = 4096;
 /// Most changes of one group: so many tasks wait for the disk together.
 const GROUP: usize = 1024;
-/// From so many changes in a group on, who comes next is waited for: the more share a group, the less it takes of each. One who
-/// is alone is not kept waiting.
-const CROWD: usize = 4;
-/// For so long. With a millisecond, whoever has 64 tasks under way gets half as many done: all of them wait.
-const GATHER: Duration = Duration::from_micros(300);
 /// How often, at most, ended tasks are looked through for those to be forgotten: while something is to be done anyway.
 const PRUNE_EVERY: Duration = Duration::from_secs(5);
 
@@ -132,15 +127,6 @@ impl Clerk {
     }
 }
 
-/// Lets those come who are about to.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "whoever comes within this time shares a group; nobody is waited for in particular"
-)]
-fn gather() {
-    std::thread::sleep(GATHER);
-}
-
 /// The outcome of one change.
 pub(super) fn only(outcomes: Result<Vec<Outcome>, ClerkError>) -> Result<Outcome, ClerkError> {
     // Each change has its outcome.
@@ -148,19 +134,13 @@ pub(super) fn only(outcomes: Result<Vec<Outcome>, ClerkError>) -> Result<Outcome
 }
 
 fn keep(mut journal: Journal, mut waiting: mpsc::Receiver<Job>) {
-    let (mut pruned, mut last) = (Instant::now(), 0);
+    let mut pruned = Instant::now();
     while let Some(first) = waiting.blocking_recv() {
         let mut next = Some(first);
-        if last >= CROWD {
-            gather();
-        }
-        last = 0;
         while let Some(job) = next.take() {
             match job {
                 Job::Changes(changes, then) => {
-                    let weight;
-                    (weight, next) = write(&mut journal, (changes, then), &mut waiting);
-                    last = last.max(weight);
+                    next = write(&mut journal, (changes, then), &mut waiting);
                 }
                 Job::Look(look) => look(&mut journal),
                 Job::Close(done) => {
@@ -179,12 +159,12 @@ fn keep(mut journal: Journal, mut waiting: mpsc::Receiver<Job>) {
     }
 }
 
-/// Writes what has gathered; gives how much that was, and the first job that is none of that.
+/// Writes what has gathered; gives the first job that is none of that.
 fn write(
     journal: &mut Journal,
     (mut changes, then): (Vec<Change>, Then),
     waiting: &mut mpsc::Receiver<Job>,
-) -> (usize, Option<Job>) {
+) -> Option<Job> {
     let mut all = vec![(changes.len(), then)];
     let mut next = None;
     let weigh = |changes: &[Change]| changes.iter().map(Change::weight).sum::<usize>();
@@ -231,7 +211,7 @@ fn write(
             all.into_iter().for_each(|(_, then)| then(journal, Err(error.clone())));
         }
     }
-    (weight, next)
+    next
 }
 
 fn apply(journal: &mut Journal, changes: &[Change]) -> Result<Vec<Outcome>, ClerkError> {

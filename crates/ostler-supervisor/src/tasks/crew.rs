@@ -8,7 +8,7 @@ use ostler_domain::instance::State;
 use ostler_domain::task::WorkerId;
 use ostler_domain::task::worker::Event;
 use ostler_worker::protocol::{
-    Attempt, ErrorKind, FromWorker, Limits, Lines, Log, Progress, TaskResult, ToWorker, VERSION,
+    Attempt, ErrorKind, FromWorker, Limits, Lines, Log, TaskResult, ToWorker, VERSION,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -17,7 +17,7 @@ use super::Tasks;
 use super::attempt::{self, Begun, Ending, Job};
 use super::desk::Order;
 use super::follow::TaskNews;
-use super::lanes::Staff;
+use super::lanes::{self, Staff};
 use crate::instance::{InstanceHandle, Snapshot};
 use crate::launch::{Input, Output};
 use crate::log::Stream;
@@ -41,7 +41,8 @@ pub(super) async fn run(
     mut orders: mpsc::Receiver<Order>,
     staff: Staff,
 ) {
-    let mut desk = Bench { tasks: Arc::clone(&tasks), worker, handle: Arc::clone(&handle), wire: None };
+    let desk = Bench { tasks: Arc::clone(&tasks), worker, handle: Arc::clone(&handle) };
+    // Its pipes are closed after this: end of input is a farewell, for one that reads.
     let (why, left) = match desk.serve(&mut orders, &staff).await {
         Ok(()) => (tasks.why_retired(worker), None),
         Err(Useless { why, left }) => {
@@ -55,8 +56,6 @@ pub(super) async fn run(
             attempt::lost(&tasks, seq, attempt);
         }
     }
-    // End of input is a farewell, for one that reads.
-    desk.wire = None;
     handle.end(why.clone()).await;
     let gone = handle.until(|snapshot| snapshot.removed);
     if let Some(Left { seq, attempt, begun, ending }) = left {
@@ -76,7 +75,6 @@ struct Bench {
     tasks: Arc<Tasks>,
     worker: WorkerId,
     handle: Arc<InstanceHandle>,
-    wire: Option<Wire>,
 }
 
 /// A worker that is of no use any more.
@@ -109,7 +107,7 @@ enum Came {
 }
 
 impl Bench {
-    async fn serve(&mut self, orders: &mut mpsc::Receiver<Order>, staff: &Staff) -> Result<(), Useless> {
+    async fn serve(&self, orders: &mut mpsc::Receiver<Order>, staff: &Staff) -> Result<(), Useless> {
         let Staff::Workers(workers) = staff else { return Ok(()) };
         let mut wire = match self.greet(workers.ready).await {
             Ok(wire) => wire,
@@ -200,6 +198,17 @@ impl Bench {
         };
         let begun = job.begun.take();
         match self.make(wire, orders, &job, heartbeat).await {
+            Came::ToItsEnd(Ending::Failure(failure))
+                if is_forced(failure.kind) && !lanes::end_all_they_began(&job.record.lane) =>
+            {
+                self.tasks.tell_crew(self.worker, Event::Ending(self.worker));
+                let why =
+                    format!("its task was ended by force, and may have left something: {}", failure.message);
+                Err(Useless {
+                    why,
+                    left: Some(Left { seq, attempt, begun, ending: Ending::Failure(failure) }),
+                })
+            }
             Came::ToItsEnd(ending) => {
                 // The next task need not wait for the disk.
                 let tasks = Arc::clone(&self.tasks);
@@ -270,7 +279,7 @@ impl Bench {
                             return Came::ToItsEnd(ending(result));
                         }
                         Ok(FromWorker::Progress(progress)) if is_about(&progress.id, progress.attempt, &about) => {
-                            follow.say(TaskNews::Progress(Progress { ..progress }));
+                            follow.say(TaskNews::Progress(progress));
                         }
                         Ok(FromWorker::Log(log)) => self.log(log, &about, &follow),
                         Ok(_) => {}
@@ -293,14 +302,14 @@ impl Bench {
         ToWorker::Task(ostler_worker::protocol::Task {
             id: about.id.clone(),
             attempt: about.attempt,
-            kind: job.record.kind.clone(),
+            kind: job.record.kind.as_ref().to_owned(),
             payload: job.stored.payload.clone(),
             limits: Limits {
                 time_ms: Some(job.stored.timeout_ms),
                 memory: job.stored.memory,
                 output: job.stored.output,
             },
-            allow: self.tasks.allowed(&job.record.lane, &job.record.project),
+            allow: self.tasks.allowed(job.record.lane.as_str(), job.record.project.as_str()),
         })
     }
 
@@ -340,13 +349,18 @@ impl Bench {
     }
 }
 
+/// Whether a worker ended its task itself, before that was done.
+fn is_forced(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Timeout | ErrorKind::Cancelled | ErrorKind::Memory)
+}
+
 fn is_about(id: &str, attempt: u32, about: &Attempt) -> bool {
     id == about.id && attempt == about.attempt
 }
 
 fn ending(result: TaskResult) -> Ending {
     match (result.value, result.error) {
-        (Some(value), _) => Ending::Success(Box::<str>::from(value).into_string().into_bytes()),
+        (Some(value), _) => Ending::Success(Box::<str>::from(value).into_string().into_bytes().into()),
         (None, Some(error)) => Ending::Failure(error),
         // The protocol's reader lets no such result through.
         (None, None) => Ending::failed(ErrorKind::Failed, "neither a value nor an error", false),

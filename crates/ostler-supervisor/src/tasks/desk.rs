@@ -14,16 +14,11 @@ use ostler_domain::task::{Lane, WorkerId};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::attempt::Kept;
 use super::follow::Follow;
 use super::lanes::Staff;
+use super::shelf::Shelf;
 use super::{Tasks, attempt, crew};
 use crate::server::Server;
-
-/// Bits of a [`WorkerId`] that count the workers of one crew; those above name the crew.
-pub(super) const NUMBER_BITS: u32 = 32;
-/// Most bytes of tasks kept in memory from their submission to their start; the others are read again.
-const KEPT: usize = 16 << 20;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -107,8 +102,7 @@ pub(super) struct Desk {
     /// Tasks whose deadlines have passed, which somebody is burying while there are any.
     expired: Vec<u64>,
     is_burying: bool,
-    kept: HashMap<u64, Kept>,
-    kept_bytes: usize,
+    pub(super) shelf: Shelf,
     timer: Option<AbortHandle>,
 }
 
@@ -136,25 +130,9 @@ impl Desk {
             is_taking_up: false,
             expired: Vec::new(),
             is_burying: false,
-            kept: HashMap::new(),
-            kept_bytes: 0,
+            shelf: Shelf::default(),
             timer: None,
         }
-    }
-
-    /// Keeps what a task begins with, where there is room.
-    pub(super) fn keep(&mut self, seq: u64, kept: Kept) {
-        let size = kept.size();
-        if self.kept_bytes + size <= KEPT {
-            self.kept_bytes += size;
-            self.kept.insert(seq, kept);
-        }
-    }
-
-    pub(super) fn take_kept(&mut self, seq: u64) -> Option<Kept> {
-        let kept = self.kept.remove(&seq)?;
-        self.kept_bytes -= kept.size();
-        Some(kept)
     }
 
     /// Some of those whose deadlines have passed; with none, whoever asks stops asking.
@@ -166,7 +144,7 @@ impl Desk {
     }
 
     fn orders_of(&self, worker: WorkerId) -> Option<&mpsc::Sender<Order>> {
-        self.lanes.get(&number_of(worker))?.workers.get(&worker)
+        self.lanes.get(&worker.crew())?.workers.get(&worker)
     }
 
     /// Parts of lanes that have a place.
@@ -187,12 +165,12 @@ impl Tasks {
 
     /// Tells the crew that a worker belongs to something.
     pub(super) fn tell_crew(self: &Arc<Self>, worker: WorkerId, event: worker::Event) {
-        self.go_on(VecDeque::from([Told::Crew(number_of(worker), event)]));
+        self.go_on(VecDeque::from([Told::Crew(worker.crew(), event)]));
     }
 
     /// A worker takes nothing any more, and will be gone soon.
     pub(super) fn worker_ends(self: &Arc<Self>, worker: WorkerId) {
-        let lane = number_of(worker);
+        let lane = worker.crew();
         if let Some(lane) = self.desk().lanes.get_mut(&lane) {
             lane.workers.remove(&worker);
         }
@@ -204,7 +182,7 @@ impl Tasks {
 
     /// There is no such worker any more.
     pub(super) fn worker_gone(self: &Arc<Self>, worker: WorkerId) {
-        let lane = number_of(worker);
+        let lane = worker.crew();
         if let Some(lane) = self.desk().lanes.get_mut(&lane) {
             lane.workers.remove(&worker);
             lane.leaving.remove(&worker);
@@ -218,7 +196,7 @@ impl Tasks {
     /// Why a worker has no orders any more.
     pub(super) fn why_retired(&self, worker: WorkerId) -> String {
         let desk = self.desk();
-        let why = desk.lanes.get(&number_of(worker)).and_then(|lane| lane.leaving.get(&worker).cloned());
+        let why = desk.lanes.get(&worker.crew()).and_then(|lane| lane.leaving.get(&worker).cloned());
         why.unwrap_or_else(|| "it has no orders any more".to_owned())
     }
 
@@ -253,13 +231,13 @@ impl Tasks {
         match effect {
             queue::Effect::Assign { seq, attempt, worker } => self.assign(desk, (seq, attempt), worker, told),
             queue::Effect::Expire { seq } => {
-                desk.take_kept(seq);
+                desk.shelf.take(seq);
                 desk.expired.push(seq);
                 if !std::mem::replace(&mut desk.is_burying, true) {
                     tokio::spawn(attempt::expire(Arc::clone(self)));
                 }
             }
-            queue::Effect::Dropped { seq } => drop(desk.take_kept(seq)),
+            queue::Effect::Dropped { seq } => drop(desk.shelf.take(seq)),
             queue::Effect::Stop { seq, attempt, worker } => {
                 if let Some(call) = desk.calls.get(&(seq, attempt)) {
                     call.abort();
@@ -286,7 +264,7 @@ impl Tasks {
         told: &mut VecDeque<Told>,
     ) {
         desk.beginning.insert(seq);
-        let lane = number_of(worker);
+        let lane = worker.crew();
         let now = self.now();
         let has_crew = desk.lanes.get_mut(&lane).is_some_and(|lane| {
             lane.used = now;
@@ -405,8 +383,3 @@ impl Tasks {
 
 /// As many waiting tasks are counted, at most.
 pub(super) const ENOUGH: usize = 1024;
-
-/// Of which crew it is.
-fn number_of(worker: WorkerId) -> u32 {
-    u32::try_from(worker.0 >> NUMBER_BITS).unwrap_or(u32::MAX)
-}

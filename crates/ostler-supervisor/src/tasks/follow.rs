@@ -1,7 +1,6 @@
 //! What those hear who wait for a task or follow it.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -10,6 +9,7 @@ use ostler_worker::protocol::{Level, Progress};
 use tokio::sync::{Notify, broadcast};
 
 use crate::clock;
+use crate::wait::until;
 
 /// News that one who reads slowly may be behind.
 const NEWS: usize = 64;
@@ -181,18 +181,11 @@ pub(super) struct Expecting {
 impl Expecting {
     /// Waits for it; its result, where it has one that is not large.
     pub(super) async fn end(&self) -> Option<Bytes> {
-        loop {
-            // Listening before the look, so that it does not fall in between.
-            let mut over = pin!(self.follow.over.notified());
-            over.as_mut().enable();
-            {
-                let said = self.follow.lock();
-                if said.ends != self.ends {
-                    return said.result.clone();
-                }
-            }
-            over.await;
-        }
+        let ended = || {
+            let said = self.follow.lock();
+            (said.ends != self.ends).then(|| said.result.clone())
+        };
+        until(&self.follow.over, ended).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which workers do a task, and how those are started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,11 +150,15 @@ struct Hint {
     path: Option<String>,
 }
 
-/// The lane of a task of this type; `custom` has the lanes of those that the configuration registers.
+/// The lane of a task of this type, which may be one that the configuration registers.
 ///
 /// # Errors
 /// [`TaskError::Invalid`], with the types there are.
-pub(super) fn of(kind: &str, payload: &RawValue, custom: &BTreeMap<String, Lane>) -> Result<Lane, TaskError> {
+pub(super) fn of(
+    kind: &str,
+    payload: &RawValue,
+    workers: &ostler_config::Workers,
+) -> Result<Lane, TaskError> {
     if !payload.get().starts_with('{') {
         return Err(TaskError::Invalid(format!("the payload of a task of type `{kind}` must be an object")));
     }
@@ -192,16 +196,14 @@ pub(super) fn of(kind: &str, payload: &RawValue, custom: &BTreeMap<String, Lane>
                 .map_err(|error| TaskError::Invalid(format!("the payload of an `mcp-tool`: {error}")))?;
             CALL
         }
-        other => {
-            return custom.get(other).cloned().ok_or_else(|| {
-                let known: Vec<&str> = custom.keys().map(String::as_str).collect();
-                let more = if known.is_empty() { String::new() } else { format!(", {}", known.join(", ")) };
-                TaskError::Invalid(format!(
-                    "there is no task type `{other}`: there are execute-code, execute-function, execute-module, \
-                     http-request, shell-command, mcp-tool{more}"
-                ))
-            });
-        }
+        other => workers.lane_of(other).ok_or_else(|| {
+            let own: BTreeSet<&String> = workers.own.values().flat_map(|own| &own.types).collect();
+            let more: String = own.iter().map(|kind| format!(", {kind}")).collect();
+            TaskError::Invalid(format!(
+                "there is no task type `{other}`: there are execute-code, execute-function, execute-module, \
+                 http-request, shell-command, mcp-tool{more}"
+            ))
+        })?,
     };
     Ok(lane(name))
 }
@@ -209,6 +211,12 @@ pub(super) fn of(kind: &str, payload: &RawValue, custom: &BTreeMap<String, Lane>
 /// Whether a lane has the same workers for all projects: a task can leave nothing there for the next.
 pub(super) fn are_shared(lane: &Lane) -> bool {
     matches!(lane.as_str(), CODE | HTTP | CALL)
+}
+
+/// Whether the workers of a lane end all that a task began, also what tried to get away: they run no processes, or are the
+/// subreapers of those. The others end with a task that was ended by force, and with them all that is below them.
+pub(super) fn end_all_they_began(lane: &Lane) -> bool {
+    matches!(lane.base(), CODE | HTTP | SHELL | PYTHON)
 }
 
 /// What the workers of this lane may reach, by what the configuration says of it and of its project.
@@ -225,12 +233,17 @@ pub(super) fn terms(config: &Config, lane: &Lane, settings: &WorkerSettings) -> 
     let see = own.map(|own| &own.see).or(stock.map(|stock| &stock.see));
     Terms {
         walls,
-        network: base == HTTP
-            || own.is_some_and(|own| own.network)
-            || project.is_some_and(|project| project.network),
+        network: have_network(config, base, lane.project()),
         folders: project.map(|project| project.folders.clone()).unwrap_or_default(),
         see: see.cloned().unwrap_or_default(),
     }
+}
+
+/// Whether the workers of a lane have the network for this project.
+pub(super) fn have_network(config: &Config, base: &str, project: Option<&str>) -> bool {
+    base == HTTP
+        || config.workers.own.get(base).is_some_and(|own| own.network)
+        || project.and_then(|project| config.projects.get(project)).is_some_and(|project| project.network)
 }
 
 /// Whether the tasks of a lane are accepted only where there is a sandbox for them.

@@ -14,6 +14,7 @@ use ostler_store::journal::Change;
 
 use super::clerk::ClerkError;
 use super::{ProjectView, TaskError, Tasks};
+use crate::wait::until;
 
 /// A project and what holds for it from now on; `None`: what holds for all of which nothing is said.
 type Wanted = (ProjectName, Option<ProjectLimits>);
@@ -139,19 +140,12 @@ impl Tasks {
     /// Waits until all that is assigned now has begun in the journal.
     async fn all_begun(&self) {
         let mut waited: HashSet<u64> = self.desk().beginning.clone();
-        loop {
-            // Listening before the look, so that the last one does not fall in between.
-            let mut begun = std::pin::pin!(self.begun.notified());
-            begun.as_mut().enable();
-            {
-                let desk = self.desk();
-                waited.retain(|seq| desk.beginning.contains(seq));
-            }
-            if waited.is_empty() {
-                return;
-            }
-            begun.await;
-        }
+        let begun = || {
+            let desk = self.desk();
+            waited.retain(|seq| desk.beginning.contains(seq));
+            waited.is_empty().then_some(())
+        };
+        until(&self.begun, begun).await;
     }
 }
 

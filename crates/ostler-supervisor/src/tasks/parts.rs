@@ -13,7 +13,7 @@ use ostler_domain::instance::Now;
 use ostler_domain::task::worker::{self, Crew};
 use ostler_domain::task::{Lane, ProjectName, WorkerId, queue};
 
-use super::desk::{Desk, ENOUGH, LaneDesk, NUMBER_BITS, Told};
+use super::desk::{Desk, ENOUGH, LaneDesk, Told};
 use super::lanes::Staff;
 use super::{LaneView, TaskError, Tasks, lanes};
 use crate::server::Server;
@@ -123,8 +123,8 @@ impl Tasks {
         let mut server = None;
         match &staff {
             Staff::Calls { at_once } => {
-                for slot in 1..=u64::from(*at_once) {
-                    let worker = WorkerId(u64::from(number) << NUMBER_BITS | slot);
+                for slot in 1..=*at_once {
+                    let worker = WorkerId::of(number, slot);
                     told.push_back(Told::Queue(queue::Event::WorkerFree { lane: lane.clone(), worker }));
                 }
             }
@@ -233,7 +233,7 @@ impl Tasks {
             else {
                 continue;
             };
-            let slot = |slot: u32| WorkerId(u64::from(*number) << NUMBER_BITS | u64::from(slot));
+            let slot = |slot| WorkerId::of(*number, slot);
             for more in *old + 1..=at_once {
                 let free = queue::Event::WorkerFree { lane: lane.name.clone(), worker: slot(more) };
                 told.push_back(Told::Queue(free));
@@ -246,10 +246,9 @@ impl Tasks {
 
     /// Whether there is a place of this number for calls.
     pub(super) fn has_call_place(&self, worker: WorkerId) -> bool {
-        let (lane, slot) = (worker.0 >> NUMBER_BITS, worker.0 & ((1 << NUMBER_BITS) - 1));
         let desk = self.desk();
-        let found = u32::try_from(lane).ok().and_then(|lane| desk.lanes.get(&lane));
-        found.is_some_and(|lane| matches!(lane.staff, Staff::Calls { at_once } if slot <= u64::from(at_once)))
+        let found = desk.lanes.get(&worker.crew());
+        found.is_some_and(|lane| matches!(lane.staff, Staff::Calls { at_once } if worker.number() <= at_once))
     }
 
     /// The lanes that have workers, and those that something waits in, by name.

@@ -26,6 +26,7 @@ use crate::core::Core;
 use crate::quarters::House;
 use crate::session::Session;
 use crate::supervisor::Supervisor;
+use crate::wait::until;
 
 /// Tasks of an earlier daemon that enter the queue in one decision.
 const CHUNK: usize = 10_000;
@@ -209,17 +210,8 @@ impl Tasks {
 
     /// Waits for what runs to be written down as it ended, and closes the journal.
     pub(crate) async fn close(self: &Arc<Self>) {
-        let written = async {
-            loop {
-                // Listening before the look, so that the last one does not fall in between.
-                let mut quiet = std::pin::pin!(self.quiet.notified());
-                quiet.as_mut().enable();
-                if self.desk().queue.figures().running == 0 {
-                    return;
-                }
-                quiet.await;
-            }
-        };
+        let is_quiet = || (self.desk().queue.figures().running == 0).then_some(());
+        let written = until(&self.quiet, is_quiet);
         // What cannot be written down in time is found interrupted by the next daemon.
         let _ = tokio::time::timeout(CLOSING, written).await;
         self.clerk.close().await;
@@ -265,7 +257,7 @@ fn read_waiting(journal: &mut Journal, give: &mpsc::Sender<Vec<Waiting>>) -> Res
         let submitted = task.submitted_unix_ms.min(now);
         let is_later = task.ready_unix_ms > task.submitted_unix_ms;
         chunk.push(Waiting {
-            id: TaskId { seq: task.id.seq, nonce: task.id.nonce },
+            id: task.id.into(),
             project,
             lane,
             priority: Priority::try_from(task.priority).unwrap_or_default(),

@@ -5,11 +5,14 @@
 // state all the same is taken away. So a task can change only what it made itself, which ends with it.
 (function (host, shared) {
   'use strict';
+  // Of the sources that are kept compiled (`KEPT` in `realm.rs` is room for them).
+  const LONGEST = 1024;
+  const MOST = 64;
   const { getOwnPropertyDescriptor, defineProperty, getPrototypeOf, freeze, hasOwn } = Object;
   const { ownKeys } = Reflect;
   const { stringify, parse } = JSON;
   const AsyncFunction = getPrototypeOf(async function () {}).constructor;
-  const globalEval = globalThis.eval;
+  const { Function } = globalThis;
   const isObject = (value) => (typeof value === 'object' && value !== null) || typeof value === 'function';
 
   // As people print: texts as they are, errors with their trace, the rest as JSON.
@@ -108,10 +111,29 @@
   if (shared) lockDown();
   const strict = shared ? '"use strict";\n' : '\n';
 
+  // Short sources that ran lately, compiled: the same ones come again and again. A task cannot reach the function that is made
+  // of its source, and whatever that makes it makes anew each time it is called. Only where the source is a function's whole body: one that
+  // closes it, and opens another at its end, may be a function that remembers.
+  const lately = new Map();
+  const textOf = Function.prototype.call.bind(Function.prototype.toString);
+  const compiled = (constructor, args, head, body) => {
+    const known = shared && body.length <= LONGEST;
+    const key = head + body;
+    const found = known ? lately.get(key) : undefined;
+    if (found !== undefined) return found;
+    const made = new constructor(args, body);
+    if (known && textOf(made) === `${head} anonymous(${args}\n) {\n${body}\n}`) {
+      if (lately.size >= MOST) lately.clear();
+      lately.set(key, made);
+    }
+    return made;
+  };
+
   return {
-    compileCode: (source) => new AsyncFunction('args', strict + source),
+    compileCode: (source) => compiled(AsyncFunction, 'args', 'async function', strict + source),
     compileFunction: (source) => {
-      const found = globalEval(`${strict}(${source}\n)`);
+      const evaluate = compiled(Function, '', 'function', `${strict}return (${source}\n)`);
+      const found = evaluate.call(globalThis);
       if (typeof found !== 'function') throw new TypeError('the source is no function');
       return found;
     },

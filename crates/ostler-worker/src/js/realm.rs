@@ -18,6 +18,10 @@ const LONG: Duration = Duration::from_millis(1);
 /// Short ones leave little each: collected once in so many.
 const COLLECT: u32 = 256;
 
+/// Bytes beside a task's own for the sources that are kept compiled: 64 of them of a kilobyte at most, and some ten bytes for each
+/// of theirs.
+const KEPT: usize = 1 << 20;
+
 /// What is to be run.
 pub(super) struct Call<'c> {
     pub(super) source: &'c str,
@@ -76,7 +80,7 @@ impl Realm {
         self.uses += 1;
         let begun = Instant::now();
         let memory = usize::try_from(job.memory).unwrap_or(usize::MAX);
-        self.runtime.set_memory_limit(self.base.saturating_add(memory));
+        self.runtime.set_memory_limit(self.base.saturating_add(memory).saturating_add(KEPT));
         *self.job.borrow_mut() = Some(Rc::clone(job));
         let outcome = self.context.with(|ctx| self.entry.run(&ctx, job, call));
         // What it left to be done later is not done in another task's time.

@@ -1,10 +1,12 @@
 //! What a `shell-command` asks for, made sure of before anything is started.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 
@@ -58,10 +60,10 @@ fn yes() -> bool {
 
 /// A command that can be started.
 pub(super) struct Spec {
-    pub(super) program: PathBuf,
-    pub(super) argv: Vec<String>,
-    pub(super) cwd: PathBuf,
-    pub(super) env: BTreeMap<OsString, OsString>,
+    pub(super) program: CString,
+    pub(super) argv: Vec<CString>,
+    pub(super) cwd: CString,
+    pub(super) env: Vec<CString>,
     pub(super) stdin: Vec<u8>,
     pub(super) check: bool,
     pub(super) max_output: usize,
@@ -82,8 +84,21 @@ impl Spec {
         if max_output > MAX_OUTPUT {
             return Err(invalid(&format!("`max_output` is {max_output}; {MAX_OUTPUT} is the most")));
         }
-        let stdin = asked.stdin.into_bytes();
-        Ok(Self { program, argv, cwd, env, stdin, check: asked.check, max_output, encoding: asked.encoding })
+        let variable = |(mut name, value): (OsString, OsString)| {
+            name.push("=");
+            name.push(value);
+            whole(name.into_vec())
+        };
+        Ok(Self {
+            program: whole(program.into_os_string().into_vec())?,
+            argv: argv.into_iter().map(|arg| whole(arg.into_bytes())).collect::<Result<_, _>>()?,
+            cwd: whole(cwd.into_os_string().into_vec())?,
+            env: env.into_iter().map(variable).collect::<Result<_, _>>()?,
+            stdin: asked.stdin.into_bytes(),
+            check: asked.check,
+            max_output,
+            encoding: asked.encoding,
+        })
     }
 
     /// Why it was not started.
@@ -91,7 +106,7 @@ impl Spec {
         // Too little memory, too many processes: that may pass.
         let passes = matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory);
         let kind = if passes { ErrorKind::Failed } else { ErrorKind::Invalid };
-        error(kind, &format!("{} cannot be started: {why}", self.program.display()))
+        error(kind, &format!("{} cannot be started: {why}", self.program.to_string_lossy()))
     }
 }
 
@@ -118,6 +133,12 @@ fn argv(argv: Option<Vec<String>>, command: Option<String>, shell: bool) -> Resu
         is_text(arg, &format!("element {at} of `argv`"))?;
     }
     Ok(argv)
+}
+
+/// As the kernel takes it.
+fn whole(text: Vec<u8>) -> Result<CString, TaskError> {
+    CString::new(text)
+        .map_err(|why| invalid(&format!("{:?} has a NUL in it", String::from_utf8_lossy(&why.into_vec()))))
 }
 
 /// What the kernel takes as one argument or variable.
@@ -158,11 +179,21 @@ fn environment(
     Ok(all)
 }
 
+/// The worker's own folder, which it never leaves.
+static OWN: OnceLock<PathBuf> = OnceLock::new();
+
 /// The folder it is started in: below the worker's own, or below one that is allowed.
 fn folder(asked: Option<&Path>, allow: &Allow) -> Result<PathBuf, TaskError> {
-    let own = std::env::current_dir().and_then(|own| own.canonicalize());
-    let own = own.map_err(|why| error(ErrorKind::Failed, &format!("the worker's own folder: {why}")))?;
-    let Some(asked) = asked else { return Ok(own) };
+    let own = match OWN.get() {
+        Some(own) => own,
+        None => {
+            let own = std::env::current_dir().and_then(|own| own.canonicalize());
+            let own =
+                own.map_err(|why| error(ErrorKind::Failed, &format!("the worker's own folder: {why}")))?;
+            OWN.get_or_init(|| own)
+        }
+    };
+    let Some(asked) = asked else { return Ok(own.clone()) };
     let found = own.join(asked);
     let found = found
         .canonicalize()
@@ -171,7 +202,7 @@ fn folder(asked: Option<&Path>, allow: &Allow) -> Result<PathBuf, TaskError> {
         return Err(invalid(&format!("`cwd`: {} is no folder", found.display())));
     }
     let allowed = allow.folders.iter().filter_map(|folder| Path::new(folder).canonicalize().ok());
-    if found.starts_with(&own) || allowed.into_iter().any(|folder| found.starts_with(folder)) {
+    if found.starts_with(own) || allowed.into_iter().any(|folder| found.starts_with(folder)) {
         return Ok(found);
     }
     Err(error(

@@ -157,6 +157,37 @@ fn nothing_of_one_task_is_seen_by_the_next() {
 }
 
 #[test]
+fn the_same_source_again_starts_anew() {
+    let mut driver = Driver::builtin();
+    for _ in 0..3 {
+        for source in [
+            "class A { static n = 0 }; A.n += 1; return A.n",
+            "const each = /a/g; each.test('aa'); return each.lastIndex",
+            "const site = (parts) => parts; return Object.isFrozen(site`a`) ? 1 : 0",
+            // Closes the function that is made of it, and makes one that counts how often it was called.
+            "}); ((n) => async () => { n += 1; return n })(0, async function () {",
+        ] {
+            assert_eq!(code(&mut driver, source).value(), 1, "{source}");
+        }
+        for source in [
+            "((n) => () => { n += 1; return n })(0)",
+            "function f() { f.n = (f.n ?? 0) + 1; return f.n }",
+            "() => 0)}); ((n) => () => () => { n += 1; return n })(0, function () { return (0",
+        ] {
+            let ended = driver.run("execute-function", &json!({"function": source}));
+            assert_eq!(ended.value(), 1, "{source}");
+        }
+    }
+    // More than are kept, and longer ones.
+    for n in 0..200 {
+        let long = "/".repeat(if n % 3 == 0 { 2000 } else { 2 });
+        assert_eq!(code(&mut driver, &format!("return {n}; //{long}")).value(), n);
+    }
+    let ended = driver.run("execute-function", &json!({"function": "() => {\n  throw new Error('mine')\n}"}));
+    assert!(ended.error().trace.as_deref().is_some_and(|trace| trace.contains("line 2:")), "{ended:?}");
+}
+
+#[test]
 fn frozen_built_ins_are_not_in_the_way() {
     let mut driver = Driver::builtin();
     let ordinary = r"

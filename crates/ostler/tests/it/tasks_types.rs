@@ -147,8 +147,9 @@ fn hanging(hour: &str) -> [(&'static str, Value); 4] {
     let python = format!(
         "import subprocess\nsubprocess.Popen(['setsid', 'sleep', '{hour}'])\nwhile True:\n  try:\n    while True: pass\n  except BaseException: pass"
     );
-    // Not one of a session of its own: the Node library ends the process group only, and the sandbox the rest with its worker.
-    let node = format!("require('child_process').spawn('sleep', ['{hour}']); for (;;);");
+    let node = format!(
+        "const {{ spawn }} = require('child_process'); spawn('sleep', ['{hour}']); spawn('sleep', ['{hour}'], {{ detached: true }}); for (;;);"
+    );
     let shell = format!("trap '' TERM; setsid sleep {hour} & sleep {hour}");
     [
         ("shell-command", json!({"argv": ["sh", "-c", shell]})),

@@ -253,6 +253,14 @@ impl Queue {
         found.min(enough)
     }
 
+    /// What comes after a task of the same project, lane and priority, as it looks now: the first ones that are ready.
+    /// Whoever has to look one up can have these with it.
+    pub fn following(&self, seq: u64, most: usize) -> impl Iterator<Item = u64> {
+        let row = self.running.get(&seq).map(|task| task.row).or(self.waiting.get(&seq).map(|task| task.row));
+        let ready = row.into_iter().flat_map(|row| &self.flow(row.flow()).rows[row.priority()]);
+        ready.map(|(_, seq)| *seq).filter(move |other| *other != seq).take(most)
+    }
+
     /// Puts a task that is ready into its row.
     pub(super) fn put(&mut self, row: Row, key: (Nanos, u64)) {
         let flow = self.flow_mut(row.flow());

@@ -78,7 +78,7 @@ async fn last_open(tasks: &Tasks, id: BatchId) -> Result<Option<TaskId>, TaskErr
         loop {
             let page = tasks.list(filter.clone(), below, 1).await?;
             if let Some(task) = page.tasks.first() {
-                return Ok(Some(TaskId { seq: task.id.seq, nonce: task.id.nonce }));
+                return Ok(Some(task.id.into()));
             }
             let Some(next) = page.below else { break };
             below = Some(next);
@@ -94,7 +94,7 @@ pub(crate) async fn tasks_of(tasks: &Tasks, id: BatchId, all: bool) -> Result<Ve
     loop {
         let page = tasks.list(filter.clone(), below, LISTED_MAX).await?;
         let wanted = page.tasks.iter().filter(|task| all || !task.state.has_ended());
-        found.extend(wanted.map(|task| TaskId { seq: task.id.seq, nonce: task.id.nonce }));
+        found.extend(wanted.map(|task| TaskId::from(task.id)));
         let Some(next) = page.below else { break };
         below = Some(next);
     }

@@ -50,7 +50,7 @@ async fn batch_names(tasks: &Arc<Tasks>, records: &[TaskRecord]) -> Result<BTree
 
 fn record(task: TaskRecord, batches: &BTreeMap<u64, String>) -> TaskView {
     TaskView {
-        id: TaskId { seq: task.id.seq, nonce: task.id.nonce }.to_string(),
+        id: TaskId::from(task.id).to_string(),
         kind: task.kind,
         state: task.state.as_str().to_owned(),
         project: task.project,
@@ -130,7 +130,7 @@ pub(crate) fn batch(found: BatchStatus) -> BatchView {
     let BatchStatus { batch, counts, .. } = found;
     let tasks = self::counts(counts);
     BatchView {
-        id: BatchId { seq: batch.id.seq, nonce: batch.id.nonce }.to_string(),
+        id: BatchId::from(batch.id).to_string(),
         name: batch.name,
         project: batch.project,
         key: batch.key,

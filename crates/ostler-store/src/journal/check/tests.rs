@@ -1,5 +1,7 @@
 //! The checker finds what is wrong in journals whose rows are all in order.
 
+use bytes::Bytes;
+
 use super::*;
 use crate::journal::record::Stamp;
 use crate::journal::{Change, JournalOptions, NewTask, Outcome};
@@ -30,7 +32,7 @@ fn bury(journal: &mut Journal, seq: u64, attempt: u32) {
 }
 
 fn commit(journal: &mut Journal, seq: u64, attempt: u32) {
-    apply(journal, Change::Commit { seq, attempt, result: b"{}".to_vec() });
+    apply(journal, Change::Commit { seq, attempt, result: Bytes::from_static(b"{}") });
 }
 
 fn limit(journal: &mut Journal, running: u32) {
@@ -278,7 +280,7 @@ fn rows_that_are_not_as_they_were_written() {
     ] {
         let mut journal = two();
         limit(&mut journal, 9);
-        let late = Change::Commit { seq: 2, attempt: 1, result: b"{}".to_vec() };
+        let late = Change::Commit { seq: 2, attempt: 1, result: Bytes::from_static(b"{}") };
         assert!(matches!(journal.apply(&[late], 1).expect("applies")[..], [Outcome::Late { .. }]));
         sql(&journal, broken);
         let found = problems(&journal);

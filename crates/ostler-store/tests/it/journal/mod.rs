@@ -8,6 +8,7 @@ mod model;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use ostler_store::journal::{Change, Id, Journal, JournalOptions, NewTask, OpenReport, Outcome};
 
 /// A moment after 1970.
@@ -57,5 +58,5 @@ fn begin(seq: u64, attempt: u32) -> Change {
 }
 
 fn commit(seq: u64, attempt: u32, result: &[u8]) -> Change {
-    Change::Commit { seq, attempt, result: result.to_vec() }
+    Change::Commit { seq, attempt, result: Bytes::copy_from_slice(result) }
 }

@@ -96,7 +96,7 @@ impl World {
                     *self.late.entry(seq).or_default() += 1;
                     return Expected::Late(was);
                 }
-                task.result = Some(result.clone());
+                task.result = Some(result.to_vec());
                 TaskState::Succeeded
             }
             Change::Retry { attempt, .. } if running(*attempt) => TaskState::Queued,
