@@ -286,11 +286,14 @@ impl InstanceHandle {
         self.holds.count() > 0
     }
 
-    /// How little it has to do: of two that serve the same, the lesser is the one to give something to.
+    /// How little it has to do: of two that serve the same, the lesser is the one to give something to. A legacy session
+    /// stays where it is put, so what counts is how many are there; a modern call ends, so what runs just now.
     pub(crate) fn load(&self) -> impl Ord + use<> {
         let snapshot = self.snapshot();
         let calls = snapshot.connection.as_ref().map_or(0, |connection| connection.open_calls());
-        (self.is_retired(), !snapshot.state.serves(), calls, self.holds.count())
+        let holds = self.holds.count();
+        let work = if self.era() == Some(Era::Legacy) { (holds, calls) } else { (calls, holds) };
+        (self.is_retired(), !snapshot.state.serves(), work)
     }
 
     /// Ends it for good once no call of a client runs: nobody gets hold of it any more, new calls are refused, and

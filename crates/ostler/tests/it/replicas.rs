@@ -59,7 +59,8 @@ async fn load_brings_replicas_and_its_end_takes_them() {
     pid(&http).await;
 }
 
-/// A legacy session stays with its replica, whose state it has; new ones go where the fewest are.
+/// A legacy session stays with its replica, whose state it has; new ones go where the fewest are, whatever runs there
+/// just then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_are_shared_out_and_stay_where_they_are() {
     let daemon = daemon("legacy", "min = 2, max = 2, interval = '100ms'");
@@ -72,10 +73,16 @@ async fn sessions_are_shared_out_and_stay_where_they_are() {
     };
     let mut pids = Vec::new();
     let mut sessions = Vec::new();
+    let mut busy = None;
     for _ in 0..4 {
-        let session = Session::open(&http, "fake").await;
+        let session = Arc::new(Session::open(&http, "fake").await);
         pids.push(state(&session).await);
-        sessions.push(session);
+        sessions.push(Arc::clone(&session));
+        busy.get_or_insert_with(|| {
+            let hold = json!({"ms": 600_000, "tag": "t"});
+            tokio::spawn(async move { session.call(8, "sleep", &hold).await })
+        });
+        wait_until("the first one's call runs", || daemon.ps().iter().any(|row| row["calls"] == 1));
     }
     assert_eq!(pids.iter().collect::<BTreeSet<_>>().len(), 2, "{pids:?}");
     let of_one = pids.iter().filter(|pid| **pid == pids[0]).count();
@@ -83,4 +90,5 @@ async fn sessions_are_shared_out_and_stay_where_they_are() {
     for (session, pid) in sessions.iter().zip(&pids) {
         assert_eq!(state(session).await, *pid);
     }
+    busy.expect("a call").abort();
 }
