@@ -222,7 +222,7 @@ impl WorkerSettings {
                 cpu: values.optional_number("cpu"),
                 pids: Some(small(values.count("pids"))),
                 open_files: Some(small(values.count("open_files"))),
-                nice: None,
+                nice: values.optional_integer("nice").and_then(|n| i8::try_from(n).ok()),
             },
             sandbox: if values.word("sandbox") == "off" { Sandbox::Off } else { Sandbox::Auto },
         };

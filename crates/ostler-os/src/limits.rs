@@ -6,7 +6,10 @@
 //! | cpu        | v2 `cpu.max`                  | v1 `cpu.cfs_quota_us`              | sampled                         |
 //! | pids       | v2 `pids.max`                 | v1 `pids.max`                      | sampled                         |
 //! | open files | `RLIMIT_NOFILE`, each process |                                    |                                 |
-//! | nice       | `setpriority`                 |                                    |                                 |
+//! | nice       | `setpriority`, each process   |                                    |                                 |
+//!
+//! Niceness of processes counts within their session or their cgroup only, where the kernel shares out processors by those
+//! (`sched(7)`): the tree's session (autogroup) and its v2 cgroup (`cpu.weight.nice`) are given the same.
 //!
 //! Not used: `RLIMIT_NPROC`, because it counts all processes of the *user*, the daemon's and the neighbours' among
 //! them, and does not hold for root at all (setrlimit(2)); and `RLIMIT_AS`, because runtimes such as Node reserve
@@ -31,9 +34,15 @@ pub struct Limits {
     pub pids: Option<u32>,
     /// Open files of each process. Never above the hard limit that the daemon was started with, unless it is root.
     pub open_files: Option<u64>,
-    /// Niceness, -20 to 19. Below the daemon's own it needs a privilege (`CAP_SYS_NICE`), and without that the
+    /// Niceness, -20 to 19, of each process and of the tree beside others. Below the daemon's own it needs a privilege (`CAP_SYS_NICE`), and without that the
     /// server does not start.
     pub nice: Option<i32>,
+}
+
+/// The niceness of this process.
+pub fn own_nice() -> i32 {
+    // It cannot fail for the process that asks (getpriority(2)).
+    rustix::process::getpriority_process(None).unwrap_or_default()
 }
 
 /// A resource that can be limited.

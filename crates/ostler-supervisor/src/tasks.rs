@@ -295,7 +295,7 @@ impl Tasks {
         Ok(Staff::Workers(Box::new(Workers {
             launch,
             spec: settings.spec.clone(),
-            limits: settings.limits,
+            limits: lanes::limits(settings),
             ready: settings.ready,
             heartbeat: settings.heartbeat,
             quarters: Arc::new(Quarters {

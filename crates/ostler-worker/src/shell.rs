@@ -11,10 +11,10 @@ mod tree;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ostler_os::command::{Command, Starter};
+use ostler_os::command::{Started, Starter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
@@ -47,6 +47,35 @@ struct Means {
 
 static MEANS: Mutex<Option<Means>> = Mutex::new(None);
 
+impl Means {
+    fn have(means: &mut Option<Self>) -> io::Result<&mut Self> {
+        match means {
+            Some(means) => Ok(means),
+            none => Ok(none.insert(Self { starter: Starter::new()?, nothing: File::open("/dev/null")? })),
+        }
+    }
+}
+
+fn means() -> MutexGuard<'static, Option<Means>> {
+    MEANS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins a command; gives it with the own ends of its pipes: input, where there is something for it, output and errors.
+fn begin(spec: &Spec) -> io::Result<(Started, Option<OwnedFd>, OwnedFd, OwnedFd)> {
+    let mut means = means();
+    let means = Means::have(&mut means)?;
+    let (out, err) = (pipe_with(PipeFlags::CLOEXEC)?, pipe_with(PipeFlags::CLOEXEC)?);
+    let given = if spec.stdin.is_empty() { None } else { Some(pipe_with(PipeFlags::CLOEXEC)?) };
+    // Its own ends are closed here when it has them.
+    let (theirs, stdin) = given.unzip();
+    for own in [Some(&out.0), Some(&err.0), stdin.as_ref()].into_iter().flatten() {
+        fcntl_setfl(own, OFlags::NONBLOCK)?;
+    }
+    let input = theirs.as_ref().map_or(means.nothing.as_fd(), AsFd::as_fd);
+    let started = means.starter.start(Arc::clone(&spec.command), [input, out.1.as_fd(), err.1.as_fd()])?;
+    Ok((started, stdin, out.0, err.0))
+}
+
 /// What came of a command.
 #[derive(Serialize)]
 struct Report {
@@ -67,6 +96,7 @@ pub(crate) fn command(job: &Job, task: &Task) -> Outcome {
     let mut running = Running::start(&spec)?;
     let why = running.attend(job);
     let status = tree::end(running.leader)?;
+    running.became().map_err(|why| spec.not_started(&why))?;
     running.drain();
     match why {
         Some(Why::Stop(stop)) => return Err(job.stopped(stop)),
@@ -102,6 +132,8 @@ enum Why {
 /// A command that was started.
 struct Running<'s> {
     leader: Pid,
+    /// What says whether it became the program; none once it was asked.
+    started: Option<Started>,
     /// Tells when the leader has ended.
     pidfd: OwnedFd,
     stdin: Option<OwnedFd>,
@@ -113,41 +145,28 @@ struct Running<'s> {
 
 impl<'s> Running<'s> {
     fn start(spec: &'s Spec) -> Result<Self, TaskError> {
-        let mut means = MEANS.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::start_with(&mut means, spec).map_err(|why| spec.not_started(&why))
-    }
-
-    fn start_with(means: &mut Option<Means>, spec: &'s Spec) -> io::Result<Self> {
-        let means = match means {
-            Some(means) => means,
-            none => none.insert(Means { starter: Starter::new()?, nothing: File::open("/dev/null")? }),
-        };
-        let (out, err) = (pipe_with(PipeFlags::CLOEXEC)?, pipe_with(PipeFlags::CLOEXEC)?);
-        let given = if spec.stdin.is_empty() { None } else { Some(pipe_with(PipeFlags::CLOEXEC)?) };
-        // Its own ends are closed here when it has them.
-        let (theirs, stdin) = given.unzip();
-        for own in [Some(&out.0), Some(&err.0), stdin.as_ref()].into_iter().flatten() {
-            fcntl_setfl(own, OFlags::NONBLOCK)?;
-        }
-        let leader = means.starter.start(&Command {
-            program: &spec.program,
-            argv: &spec.argv,
-            env: &spec.env,
-            cwd: &spec.cwd,
-            stdio: [theirs.as_ref().map_or(means.nothing.as_fd(), AsFd::as_fd), out.1.as_fd(), err.1.as_fd()],
-        })?;
-        let pidfd = pidfd_open(leader, PidfdFlags::empty()).inspect_err(|_| {
+        let (started, stdin, stdout, stderr) = begin(spec).map_err(|why| spec.not_started(&why))?;
+        let leader = started.pid();
+        let pidfd = pidfd_open(leader, PidfdFlags::empty()).map_err(|why| {
             // It is not left running.
             let _ = tree::end(leader);
+            error(ErrorKind::Failed, &format!("the command started, but cannot be watched: {why}"))
         })?;
         Ok(Self {
             leader,
+            started: Some(started),
             pidfd,
             stdin,
             given: &spec.stdin,
-            stdout: Captured::new(out.0, spec.max_output),
-            stderr: Captured::new(err.0, spec.max_output),
+            stdout: Captured::new(stdout, spec.max_output),
+            stderr: Captured::new(stderr, spec.max_output),
         })
+    }
+
+    /// Once it has been waited for: whether it was the command.
+    fn became(&mut self) -> io::Result<()> {
+        let started = self.started.take();
+        started.map_or(Ok(()), |started| Means::have(&mut means())?.starter.ended(started))
     }
 
     /// Until its first process has ended; or says why it is to be ended.

@@ -21,8 +21,10 @@ use crate::config::{complain, load, read, sources};
 use crate::lock::{self, LockError};
 use crate::{progress, watch};
 
-/// Threads that serve requests. More do not help: the work is moving bytes between processes.
+/// Most threads that serve requests. More do not help: the work is moving bytes between processes.
 const MAX_WORKERS: usize = 4;
+/// Processors for each of them: the others are for the servers and workers that they wait for.
+const PROCESSORS_EACH: usize = 2;
 /// How long a thread for work that blocks is kept: longer than the minute after which, at the least, there is some.
 const BLOCKING_KEPT: Duration = Duration::from_secs(90);
 /// Most threads for work that blocks; what comes beyond that waits. Names of servers elsewhere are looked up on them, which may take
@@ -55,7 +57,8 @@ pub(crate) fn up(global: &Global, args: &UpArgs) -> Exit {
     let Some(config) = load(&files) else { return Exit::Usage };
     start_logging();
     ostler_os::own::give_back_large_memory();
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = processors.div_ceil(PROCESSORS_EACH).min(MAX_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .thread_keep_alive(BLOCKING_KEPT)

@@ -149,7 +149,7 @@ fn settings(c: &mut Compare, old: &WorkerSettings, new: &WorkerSettings) {
     let WorkerSettings { spec, heartbeat, ready, limits, sandbox } = old;
     let WorkerSpec { scale, max_tasks, max_age, max_rss, jitter, idle } = spec;
     let ScaleSpec { min, max, up, down, interval } = scale;
-    let ResourceLimits { memory, memory_warning: _, cpu, pids, open_files, nice: _ } = limits;
+    let ResourceLimits { memory, memory_warning: _, cpu, pids, open_files, nice } = limits;
     c.shown("min", Live, min, &new.spec.scale.min);
     c.shown("max", Live, max, &new.spec.scale.max);
     c.shown("up", Live, up, &new.spec.scale.up);
@@ -166,6 +166,7 @@ fn settings(c: &mut Compare, old: &WorkerSettings, new: &WorkerSettings) {
     c.shown("cpu", Replace, cpu, &new.limits.cpu);
     c.shown("pids", Replace, pids, &new.limits.pids);
     c.shown("open_files", Replace, open_files, &new.limits.open_files);
+    c.shown("nice", Replace, nice, &new.limits.nice);
     c.shown("sandbox", Replace, sandbox.as_str(), new.sandbox.as_str());
 }
 

@@ -208,6 +208,12 @@ const SETTINGS: &[Key] = &[
     ),
     key("pids", Kind::Count { min: 1, max: 4_194_304 }, "64", "Their processes and threads at once."),
     key("open_files", Kind::Count { min: 16, max: 1_048_576 }, "256", "Files each of them may have open."),
+    bare(
+        "nice",
+        Kind::Integer { min: -20, max: 19 },
+        "Their nice value, as `limits.nice` of a server. Absent: 10, or Ostler's own where that is more, so that it is answered \
+         while they are busy.",
+    ),
     key(
         "sandbox",
         Kind::Choice(SANDBOXES),

@@ -161,6 +161,7 @@ const SECTION_VALUES: &[(&str, &str)] = &[
     ("workers.cpu", "1"),
     ("workers.pids", "1"),
     ("workers.open_files", "100"),
+    ("workers.nice", "7"),
     ("workers.sandbox", "'off'"),
 ];
 

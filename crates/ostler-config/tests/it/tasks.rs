@@ -91,6 +91,7 @@ memory = "1GiB"
 cpu = 1.5
 pids = 7
 open_files = 64
+nice = -3
 sandbox = "off"
 
 [workers.resize]
@@ -171,7 +172,7 @@ fn check_workers(workers: &Workers) {
     };
     assert_eq!((&all.spec, all.heartbeat, all.ready), (&spec, 5 * SECOND, 6 * SECOND));
     assert_eq!((all.limits.memory, all.limits.cpu), (Some(1 << 30), Some(1.5)));
-    assert_eq!((all.limits.pids, all.limits.open_files), (Some(7), Some(64)));
+    assert_eq!((all.limits.pids, all.limits.open_files, all.limits.nice), (Some(7), Some(64), Some(-3)));
     assert_eq!(all.sandbox, Sandbox::Off);
     // A lane has what it says, and the rest of all.
     let resize = &workers.own["resize"];
@@ -471,6 +472,7 @@ fn what_a_worker_and_the_journal_are_started_with_is_not_live() {
             "cpu",
             "pids",
             "open_files",
+            "nice",
             "sandbox",
             "python.command",
             "python.env.PYTHONPATH",

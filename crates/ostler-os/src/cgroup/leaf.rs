@@ -154,10 +154,14 @@ impl Leaf {
             set(&leaf, "pids.max", &pids.to_string())?;
             self.pids = Some(leaf.clone());
         }
-        if has("cpu")
-            && let Some(cores) = self.limits.cpu
-        {
-            set(&leaf, "cpu.max", &format!("{} {CPU_PERIOD_US}", quota_us(cores)))?;
+        if has("cpu") {
+            if let Some(cores) = self.limits.cpu {
+                set(&leaf, "cpu.max", &format!("{} {CPU_PERIOD_US}", quota_us(cores)))?;
+            }
+            if let Some(nice) = self.limits.nice {
+                // Beside other leaves that of a process counts for nothing. Since Linux 4.15.
+                set_if_there(&leaf, "cpu.weight.nice", &nice.to_string())?;
+            }
         }
         Ok(())
     }

@@ -8,8 +8,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::thread::Timespec;
 
 use super::birth::{self, Step};
 use crate::cgroup::home::Plan;
@@ -21,6 +23,11 @@ use crate::wire::Spec;
 
 /// Where a bare program name is looked up when the server's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// How often a session's niceness is tried, and how long after each: two tenths of a second, twice what the kernel keeps
+/// between two.
+const AUTOGROUP_TRIES: usize = 10;
+const AUTOGROUP_PAUSE_NS: i64 = 20_000_000;
 
 /// Signals a guard must survive: from the terminal, from a logging-out user, from a daemon's service manager.
 /// It ends when its tree has ended, and not before.
@@ -163,9 +170,10 @@ fn command(
     }
     let guard = rustix::process::getpid();
     let locks = mark.map(locks_limit);
+    let nice = spec.limits.nice.map(|nice| nice.to_string());
     // SAFETY: `become_leader` only makes system calls that are async-signal-safe; it allocates only for an error
     // it returns from an `errno`, which does not allocate.
-    unsafe { command.pre_exec(move || become_leader(guard, locks)) };
+    unsafe { command.pre_exec(move || become_leader(guard, locks, nice.as_deref())) };
     command
 }
 
@@ -197,8 +205,11 @@ fn locks_limit(mark: Mark) -> Rlimit {
 }
 
 /// Between fork and exec, in the child.
-fn become_leader(guard: Pid, locks: Option<Rlimit>) -> io::Result<()> {
+fn become_leader(guard: Pid, locks: Option<Rlimit>, nice: Option<&str>) -> io::Result<()> {
     rustix::process::setsid()?;
+    if let Some(nice) = nice {
+        yield_as_session(nice);
+    }
     // Set before looking at the parent: a guard that dies in between is seen by one of the two.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid() != Some(guard) {
@@ -212,6 +223,21 @@ fn become_leader(guard: Pid, locks: Option<Rlimit>) -> io::Result<()> {
     set_mask(&[])?;
     // Only 0, 1 and 2 go along. Marked, not closed: the standard library still reports an exec error on one.
     close_range(3, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Gives the session that was just begun its niceness: where each session has the same share of the processors (autogroup,
+/// `sched(7)`), that of a process counts within its session only. It fails where the kernel has no such shares, and then
+/// that of the process is enough. To all but root it says so when another was set within the last tenth of a second.
+fn yield_as_session(nice: &str) {
+    let open = || rustix::fs::open(c"/proc/self/autogroup", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let pause = Timespec { tv_sec: 0, tv_nsec: AUTOGROUP_PAUSE_NS };
+    for _ in 0..AUTOGROUP_TRIES {
+        let told = open().and_then(|file| rustix::io::write(file, nice.as_bytes()));
+        if told != Err(Errno::AGAIN) {
+            return;
+        }
+        let _ = rustix::thread::nanosleep(&pause);
+    }
 }
 
 /// See [`super::look_up`].

@@ -58,7 +58,7 @@ fn without_leave_there_is_no_network_and_no_folder() {
             .all(|[from, to]| from == to && from.starts_with("/etc/"))
     );
     assert!(!arguments.contains(&"/etc/resolv.conf".into()));
-    for part in ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--new-session"] {
+    for part in ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--die-with-parent"] {
         assert!(arguments.contains(&part.into()), "{part}");
     }
     assert_eq!(after(&arguments, "--cap-drop"), [["ALL"]]);

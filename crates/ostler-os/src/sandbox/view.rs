@@ -220,7 +220,9 @@ pub(super) fn options(system: &System, exe: &Path, confined: &Confined) -> Vec<O
         options.add(["--unshare-net"]);
     }
     options.add(["--uid", USER_ID, "--gid", USER_ID, "--hostname", USER, "--cap-drop", "ALL"]);
-    options.add(["--die-with-parent", "--new-session"]);
+    // Not `--new-session`: the guard has begun one for it, which has no terminal that input could be put into, and whose
+    // niceness is that of the worker's limits.
+    options.add(["--die-with-parent"]);
     read_only(&mut options, system, network);
     options.add(["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]);
     options.memory(confined.scratch_bytes, "/dev/shm");

@@ -163,6 +163,15 @@ async fn niceness_is_the_servers_not_the_guards() {
     };
     assert_eq!(nice(leader), 7);
     assert_ne!(nice(tree.guard_pid), 7);
+    // Of the session, too, where the kernel shares out processors by sessions.
+    let of_session = |pid| std::fs::read_to_string(format!("/proc/{pid}/autogroup"));
+    match of_session(leader) {
+        Ok(shares) => {
+            assert!(shares.ends_with(" nice 7\n"), "{shares}");
+            assert_ne!(of_session(tree.guard_pid).expect("there, too"), shares);
+        }
+        Err(error) => skip(&format!("no niceness of sessions: {error}")),
+    }
     end(tree, &mark).await;
 }
 

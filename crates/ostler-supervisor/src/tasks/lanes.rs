@@ -11,6 +11,7 @@ use ostler_domain::task::worker::WorkerSpec;
 use ostler_domain::{
     Launch, Probe, ResourceLimits, Restart, RestartPolicy, Scope, ServerSpec, StartMode, Transport,
 };
+use ostler_os::limits::own_nice;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -27,6 +28,9 @@ const CALL: &str = Lane::CALL;
 
 /// A worker ends when it is told to or when its input ends: it has so long until SIGKILL.
 const STOP: Duration = Duration::from_secs(2);
+
+/// The niceness of workers of which none is said: the daemon, which a task's next step waits for, gets a processor first.
+const NICE: i8 = 10;
 
 /// Where Python looks for modules.
 const MODULES: &str = "PYTHONPATH";
@@ -217,6 +221,13 @@ pub(super) fn are_shared(lane: &Lane) -> bool {
 /// subreapers of those. The others end with a task that was ended by force, and with them all that is below them.
 pub(super) fn end_all_they_began(lane: &Lane) -> bool {
     matches!(lane.base(), CODE | HTTP | SHELL | PYTHON)
+}
+
+/// What a worker may use.
+pub(super) fn limits(settings: &WorkerSettings) -> ResourceLimits {
+    // Below the daemon's own it would need a privilege.
+    let by_default = || i8::try_from(own_nice()).unwrap_or_default().max(NICE);
+    ResourceLimits { nice: Some(settings.limits.nice.unwrap_or_else(by_default)), ..settings.limits }
 }
 
 /// What the workers of this lane may reach, by what the configuration says of it and of its project.

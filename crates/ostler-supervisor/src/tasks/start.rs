@@ -92,7 +92,7 @@ impl Tasks {
         let tasks = Arc::new(Self {
             core: Arc::clone(core),
             supervisor,
-            clerk: Clerk::start(journal)?,
+            clerk: Clerk::start(journal, config.tasks.journal == JournalMode::Memory)?,
             desk: Mutex::new(Desk::new(config.tasks.queue.clone())),
             recent: Mutex::new(VecDeque::new()),
             origin_unix_ms: clock::unix_ms(),

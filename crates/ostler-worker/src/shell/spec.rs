@@ -6,8 +6,9 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use ostler_os::command::Command;
 use serde::Deserialize;
 
 use super::output::Encoding;
@@ -60,10 +61,7 @@ fn yes() -> bool {
 
 /// A command that can be started.
 pub(super) struct Spec {
-    pub(super) program: CString,
-    pub(super) argv: Vec<CString>,
-    pub(super) cwd: CString,
-    pub(super) env: Vec<CString>,
+    pub(super) command: Arc<Command>,
     pub(super) stdin: Vec<u8>,
     pub(super) check: bool,
     pub(super) max_output: usize,
@@ -90,10 +88,12 @@ impl Spec {
             whole(name.into_vec())
         };
         Ok(Self {
-            program: whole(program.into_os_string().into_vec())?,
-            argv: argv.into_iter().map(|arg| whole(arg.into_bytes())).collect::<Result<_, _>>()?,
-            cwd: whole(cwd.into_os_string().into_vec())?,
-            env: env.into_iter().map(variable).collect::<Result<_, _>>()?,
+            command: Arc::new(Command {
+                program: whole(program.into_os_string().into_vec())?,
+                argv: argv.into_iter().map(|arg| whole(arg.into_bytes())).collect::<Result<_, _>>()?,
+                cwd: whole(cwd.into_os_string().into_vec())?,
+                env: env.into_iter().map(variable).collect::<Result<_, _>>()?,
+            }),
             stdin: asked.stdin.into_bytes(),
             check: asked.check,
             max_output,
@@ -106,7 +106,7 @@ impl Spec {
         // Too little memory, too many processes: that may pass.
         let passes = matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory);
         let kind = if passes { ErrorKind::Failed } else { ErrorKind::Invalid };
-        error(kind, &format!("{} cannot be started: {why}", self.program.to_string_lossy()))
+        error(kind, &format!("{} cannot be started: {why}", self.command.program.to_string_lossy()))
     }
 }
 
