@@ -72,29 +72,23 @@ pub struct Id {
     pub nonce: u32,
 }
 
-impl From<TaskId> for Id {
-    fn from(TaskId { seq, nonce }: TaskId) -> Self {
-        Self { seq, nonce }
-    }
+macro_rules! same_as_id {
+    ($($public:ident),*) => {$(
+        impl From<$public> for Id {
+            fn from($public { seq, nonce }: $public) -> Self {
+                Self { seq, nonce }
+            }
+        }
+
+        impl From<Id> for $public {
+            fn from(Id { seq, nonce }: Id) -> Self {
+                Self { seq, nonce }
+            }
+        }
+    )*};
 }
 
-impl From<Id> for TaskId {
-    fn from(Id { seq, nonce }: Id) -> Self {
-        Self { seq, nonce }
-    }
-}
-
-impl From<BatchId> for Id {
-    fn from(BatchId { seq, nonce }: BatchId) -> Self {
-        Self { seq, nonce }
-    }
-}
-
-impl From<Id> for BatchId {
-    fn from(Id { seq, nonce }: Id) -> Self {
-        Self { seq, nonce }
-    }
-}
+same_as_id!(TaskId, BatchId);
 
 /// A task that is to be accepted.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

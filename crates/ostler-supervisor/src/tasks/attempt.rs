@@ -157,10 +157,10 @@ async fn read(tasks: &Arc<Tasks>, seq: u64) -> Option<Kept> {
         }
         Ok((own, others))
     });
-    let (own, others) = looked.await.map_or_else(|_| (None, Vec::new()), |(own, others)| (Some(own), others));
+    let (own, others) = looked.await.ok().unzip();
     let mut desk = tasks.desk();
     let Desk { shelf, queue, .. } = &mut *desk;
-    shelf.put_read(queue, &asked, others);
+    shelf.put_read(queue, &asked, others.unwrap_or_default());
     match own {
         Some(Found::Task(kept)) => Some(kept),
         _ => None,

@@ -197,18 +197,17 @@ impl Bench {
             return Ok(());
         };
         let begun = job.begun.take();
-        match self.make(wire, orders, &job, heartbeat).await {
+        let came = match self.make(wire, orders, &job, heartbeat).await {
             Came::ToItsEnd(Ending::Failure(failure))
                 if is_forced(failure.kind) && !lanes::end_all_they_began(&job.record.lane) =>
             {
-                self.tasks.tell_crew(self.worker, Event::Ending(self.worker));
                 let why =
                     format!("its task was ended by force, and may have left something: {}", failure.message);
-                Err(Useless {
-                    why,
-                    left: Some(Left { seq, attempt, begun, ending: Ending::Failure(failure) }),
-                })
+                Came::NoFurther(Ending::Failure(failure), why)
             }
+            came => came,
+        };
+        match came {
             Came::ToItsEnd(ending) => {
                 // The next task need not wait for the disk.
                 let tasks = Arc::clone(&self.tasks);

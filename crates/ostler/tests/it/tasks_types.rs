@@ -34,6 +34,18 @@ fn row(kind: &'static str, payload: Value, more: Value, end: End) -> Row {
     Row { kind, payload, more, end }
 }
 
+/// Whether a worker has the niceness of workers, by itself and as a session where the kernel has those.
+fn gives_way(value: &Value) -> bool {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("it is there");
+    let after_name = stat.rsplit(')').next().expect("a name");
+    // proc_pid_stat(5): the 19th, and the third is the first behind the name.
+    let own: i32 = after_name.split_whitespace().nth(16).expect("a niceness").parse().expect("a number");
+    let wanted = own.max(10);
+    let said = value["stdout"].as_str().expect("text");
+    let (process, session) = said.split_once('\n').expect("a line");
+    process == wanted.to_string() && (session.is_empty() || session.ends_with(&format!(" nice {wanted}\n")))
+}
+
 /// A worker of one's own, of a few lines.
 const OWN: &str = r#"
 import time
@@ -291,6 +303,12 @@ fn other_rows(http: &str) -> Vec<Row> {
             json!({"argv": ["echo", "a b"]}),
             json!({}),
             Well(|value| value["stdout"] == "a b\n"),
+        ),
+        row(
+            "shell-command",
+            json!({"argv": ["sh", "-c", "nice; cat /proc/self/autogroup || true"]}),
+            json!({}),
+            Well(gives_way),
         ),
         row("shell-command", json!({"argv": ["sh", "-c", "exit 3"]}), json!({}), Dead("failed", "status 3")),
         row(
