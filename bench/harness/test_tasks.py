@@ -44,6 +44,8 @@ class Bars(unittest.TestCase):
         self.assertEqual(self.kept(rows() | {"executor": row(true=1000)}), [True] * 3 + [False] + [True] * 2)
         self.assertEqual(self.kept(rows(memory=row(noop=1001, true=999))), [True] * 4 + [False, True])
         self.assertEqual(self.kept(rows(), echo(worker=50.1)), [True] * 5 + [False])
+        apart = echo() | {"socketpair, apart": echo(worker=50.1)["socketpair"]}
+        self.assertEqual(self.kept(rows(), apart), [True] * 6 + [False])
 
     def test_a_row_with_errors_counts_for_nothing(self):
         self.assertEqual(self.kept(rows(durable=row(noop=5000, errors=1))), [True] * 4)

@@ -146,7 +146,9 @@ fn a_round_trip_is_measured_beside_an_echo_over_both_media() {
     let output = round_trips(0);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    for medium in ["socketpair", "pipes"] {
+    let apart = ["socketpair, apart", "pipes, apart"];
+    let has_two = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+    for medium in ["socketpair", "pipes"].into_iter().chain(apart.into_iter().filter(|_| has_two)) {
         for who in ["worker", "echo"] {
             assert!(report[medium][who]["p50_us"].as_f64() > Some(0.0), "{report}");
             assert!(report[medium][who]["round_trips"].as_u64() >= Some(500), "{report}");

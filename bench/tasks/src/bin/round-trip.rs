@@ -1,7 +1,9 @@
 //! How long a warm worker takes for a task that does nothing, beside a process that gives back what it gets.
 //!
 //! Both are at the other end of a socket pair, and of two pipes (as the daemon has its workers). They take turns, a
-//! block of round trips each, so that what the machine does meanwhile, it does to both. It prints one JSON object.
+//! block of round trips each, so that what the machine does meanwhile, it does to both. And both are where they are told to
+//! be, on this process's processor or on another: to wake one that sleeps can take ten times a round trip, and where the
+//! scheduler puts a process is chance. It prints one JSON object.
 
 use std::error::Error;
 use std::fs::File;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bench_gateway::histogram::Histogram;
 use clap::Parser;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
 /// Round trips of one, before the other has its turn.
@@ -40,21 +43,38 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let itself = std::env::current_exe()?;
     let mut report = serde_json::Map::new();
-    for (medium, over_sockets) in [("socketpair", true), ("pipes", false)] {
+    let allowed = sched_getaffinity(None)?;
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
+    let own = processors.next().ok_or("there is no processor")?;
+    let media = [("socketpair", true), ("pipes", false)];
+    let mut cells: Vec<_> = media.map(|(medium, sockets)| (medium.to_owned(), sockets, own)).into();
+    if let Some(other) = processors.next() {
+        cells.extend(media.map(|(medium, sockets)| (format!("{medium}, apart"), sockets, other)));
+    }
+    for (cell, over_sockets, processor) in cells {
         let [program, words @ ..] = &arguments.worker[..] else {
             return Err("no worker was given".into());
         };
+        // What is started now stays there.
+        stay_on(processor)?;
         let mut worker = Peer::start(Command::new(program).args(words), over_sockets)?;
         let ready = worker.line()?;
         if memchr::memmem::find(ready, br#""msg":"ready""#).is_none() {
             return Err(format!("the worker said {}", String::from_utf8_lossy(ready)).into());
         }
         let mut echo = Peer::start(Command::new(&itself).arg("--echo"), over_sockets)?;
+        stay_on(own)?;
         let measured = take_turns(&mut worker, &mut echo, Duration::from_secs_f64(arguments.seconds))?;
-        report.insert(medium.to_owned(), measured);
+        report.insert(cell, measured);
     }
     println!("{}", serde_json::Value::from(report));
     Ok(())
+}
+
+fn stay_on(processor: usize) -> io::Result<()> {
+    let mut only = CpuSet::new();
+    only.set(processor);
+    Ok(sched_setaffinity(None, &only)?)
 }
 
 /// Gives back what comes, as it comes.
