@@ -117,12 +117,12 @@
   const lately = new Map();
   const textOf = Function.prototype.call.bind(Function.prototype.toString);
   const compiled = (constructor, args, head, body) => {
-    const known = shared && body.length <= LONGEST;
+    if (!shared || body.length > LONGEST) return new constructor(args, body);
     const key = head + body;
-    const found = known ? lately.get(key) : undefined;
+    const found = lately.get(key);
     if (found !== undefined) return found;
     const made = new constructor(args, body);
-    if (known && textOf(made) === `${head} anonymous(${args}\n) {\n${body}\n}`) {
+    if (textOf(made) === `${head} anonymous(${args}\n) {\n${body}\n}`) {
       if (lately.size >= MOST) lately.clear();
       lately.set(key, made);
     }
