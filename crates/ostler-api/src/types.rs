@@ -378,7 +378,7 @@ pub struct SessionView {
     pub calls: u32,
     /// Calls of it so far, since the daemon was started.
     pub calls_begun: u64,
-    /// The tasks of it that are running, by name.
+    /// The tasks of it that are running, by their ids.
     pub tasks: Vec<String>,
     /// Restarts of the daemon that it has outlived.
     pub restarts: u32,
@@ -412,7 +412,7 @@ pub struct DrainingView {
     pub state: String,
     /// Calls of it that are running.
     pub calls: u32,
-    /// The tasks of it that are running, by name.
+    /// The tasks of it that are running, by their ids.
     pub tasks: Vec<String>,
     /// Milliseconds until what runs is cut; absent where nothing is.
     pub cut_in_ms: Option<u64>,

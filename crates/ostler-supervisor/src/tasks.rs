@@ -371,12 +371,7 @@ impl Tasks {
             belong::check(session)?;
         }
         let invalid = |why: String| TaskError::Invalid(why);
-        let (length, most) = (submission.payload.get().len(), config.tasks.payload_max);
-        if length > most {
-            return Err(invalid(format!(
-                "the payload has {length} bytes, and may have {most} (tasks.payload_max)"
-            )));
-        }
+        check(&submission, &config).map_err(invalid)?;
         let lane = lanes::of(&submission.kind, &submission.payload, &config.workers)?;
         let project = submission.project.as_deref().or(home).unwrap_or(&by.project);
         let project: ProjectName =
@@ -388,14 +383,6 @@ impl Tasks {
             return Err(invalid(format!(
                 "an attempt may take {longest:?} at most (tasks.timeout_max), not {timeout:?}"
             )));
-        }
-        let attempts_max = submission.attempts.unwrap_or(config.tasks.retry.attempts);
-        if !(1..=ATTEMPTS_MAX).contains(&attempts_max) {
-            return Err(invalid(format!("`attempts` is {attempts_max}, and may be 1 to {ATTEMPTS_MAX}")));
-        }
-        if submission.output.is_some_and(|output| output > config.tasks.result_max as u64) {
-            let most = config.tasks.result_max;
-            return Err(invalid(format!("a result has {most} bytes at most (tasks.result_max)")));
         }
         // A project's holds for all its tasks.
         let memory = submission.memory.into_iter().chain(own.and_then(|own| own.memory)).min();
@@ -417,7 +404,7 @@ impl Tasks {
             batch: None,
             ready_unix_ms: submission.not_before_unix_ms.unwrap_or(0),
             deadline_unix_ms: submission.deadline_unix_ms,
-            attempts_max,
+            attempts_max: submission.attempts.unwrap_or(config.tasks.retry.attempts),
             payload,
         };
         Ok(New {
@@ -588,6 +575,35 @@ impl Reserved {
         for (project, count) in self.0 {
             desk.queue.release(&project, count);
         }
+    }
+}
+
+/// Whether what is said of a task makes sense, whatever its type and project; else what does not.
+fn check(submission: &Submission, config: &Config) -> Result<(), String> {
+    let tasks = &config.tasks;
+    let (length, most) = (submission.payload.get().len(), tasks.payload_max);
+    if length > most {
+        return Err(format!("the payload has {length} bytes, and may have {most} (tasks.payload_max)"));
+    }
+    if submission.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err("`timeout_ms` is 0: no attempt could end in time".to_owned());
+    }
+    if submission.memory == Some(0) {
+        return Err("`memory_bytes` is 0: no attempt could begin".to_owned());
+    }
+    let most = tasks.result_max as u64;
+    if let Some(output) = submission.output.filter(|output| !(1..=most).contains(output)) {
+        return Err(format!("`output_bytes` is {output}, and may be 1 to {most} (tasks.result_max)"));
+    }
+    if let Some(attempts) = submission.attempts.filter(|attempts| !(1..=ATTEMPTS_MAX).contains(attempts)) {
+        return Err(format!("`attempts` is {attempts}, and may be 1 to {ATTEMPTS_MAX}"));
+    }
+    match (submission.not_before_unix_ms, submission.deadline_unix_ms) {
+        (Some(begin), Some(end)) if begin >= end => {
+            Err("`deadline_unix_ms` is over before the task may begin (`delay_ms`, `not_before_unix_ms`)"
+                .to_owned())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -97,7 +97,7 @@ pub(crate) const LIMITS: Groups = &[&[
         "session_calls",
         Kind::Count { min: 1, max: 65_536 },
         "64",
-        "Calls of one session in flight at once; tasks of it are counted apart, and as many at most.",
+        "Calls of one session in flight at once. Tasks that belong to it are counted apart.",
     ),
     key(
         "session_instances",

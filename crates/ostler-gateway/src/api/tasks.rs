@@ -96,27 +96,6 @@ async fn read_large<T: DeserializeOwned>(
     Ok((super::decode(&whole)?, held))
 }
 
-/// Whether the figures of a task make sense.
-fn within(task: &NewTask, not_before_unix_ms: Option<u64>, result_max: u64) -> Result<(), Failure> {
-    if task.timeout_ms == Some(0) {
-        return Err(wrong("`timeout_ms` is 0: no attempt could end in time"));
-    }
-    if task.memory_bytes == Some(0) {
-        return Err(wrong("`memory_bytes` is 0: no attempt could begin"));
-    }
-    if let Some(output) = task.output_bytes.filter(|output| !(1..=result_max).contains(output)) {
-        return Err(wrong(format!(
-            "`output_bytes` is {output}, and may be 1 to {result_max} (tasks.result_max)"
-        )));
-    }
-    match (not_before_unix_ms, task.deadline_unix_ms) {
-        (Some(begin), Some(end)) if begin >= end => Err(wrong(
-            "`deadline_unix_ms` is over before the task may begin (`delay_ms`, `not_before_unix_ms`)",
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// What is asked for, as the supervisor takes it.
 fn submission(gateway: &Gateway, by: &Caller, task: NewTask) -> Result<Submission, Failure> {
     let priority = task.priority.map(Priority::try_from).transpose();
@@ -126,7 +105,6 @@ fn submission(gateway: &Gateway, by: &Caller, task: NewTask) -> Result<Submissio
         (Some(delay), None) => Some(unix_ms().saturating_add(delay)),
         (None, at) => at,
     };
-    within(&task, not_before_unix_ms, gateway.supervisor.config().tasks.result_max as u64)?;
     let session = match task.session_id {
         None => None,
         Some(key) => {

@@ -126,7 +126,7 @@ pub(super) fn begin_call(context: &Context<'_>, session: &Arc<Session>) -> Resul
 fn call_refused(context: &Context<'_>, session: &Session, why: &CallRefused) -> Refusal {
     let events = context.gateway.supervisor.events();
     match why {
-        CallRefused::Calls(_) | CallRefused::Tasks(_) => {
+        CallRefused::Calls(_) => {
             events.count("limits.session_calls");
             Refusal { status: StatusCode::TOO_MANY_REQUESTS, ..Refusal::limit(why.to_string()) }
         }

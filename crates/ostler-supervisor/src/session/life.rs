@@ -33,7 +33,7 @@ pub(super) struct Pulse {
     ended: AtomicBool,
     /// Told when no call and no task runs any more.
     quiet: Notify,
-    /// Told when it has ended.
+    /// Told when it is to end, and when it has.
     over: Notify,
 }
 
@@ -85,15 +85,12 @@ impl Pulse {
     }
 }
 
-/// Why a session begins no further call or task.
+/// Why a session begins no further call.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CallRefused {
     /// As many run as may.
     #[error("{0} calls of this session run already (limits.session_calls)")]
     Calls(usize),
-    /// The same of tasks.
-    #[error("{0} tasks of this session run already (limits.session_calls)")]
-    Tasks(usize),
     /// It is on its way to its end.
     #[error("this session is ending and takes no new calls: {0}")]
     Draining(Arc<str>),
@@ -175,24 +172,17 @@ impl Session {
         Ok(busy)
     }
 
-    /// The same for a task: something that goes on for the session, whether its client is there or not.
-    ///
-    /// # Errors
-    /// [`CallRefused`] at `limit` tasks at the same time (`limits.session_calls`), and once it is draining.
-    pub fn begin_task(self: &Arc<Self>, name: &str, limit: usize) -> Result<Busy, CallRefused> {
+    /// The same for a task: something that goes on for the session, whether its client is there or not. How many there
+    /// are is their queue's matter.
+    pub fn begin_task(self: &Arc<Self>, name: &str) -> Busy {
         let number = {
             let mut tasks = self.pulse.tasks();
-            if tasks.running.len() >= limit {
-                return Err(CallRefused::Tasks(limit));
-            }
             tasks.next += 1;
             let number = tasks.next;
             tasks.running.insert(number, name.into());
             number
         };
-        let busy = self.engage(By::Task(number));
-        self.check_draining()?;
-        Ok(busy)
+        self.engage(By::Task(number))
     }
 
     fn engage(self: &Arc<Self>, by: By) -> Busy {
@@ -275,6 +265,12 @@ impl Session {
         until(&self.pulse.over, || self.ended().then_some(())).await;
     }
 
+    /// Resolves when what runs of it is to be over by a certain time, or it has ended.
+    pub(crate) async fn until_to_end(&self) {
+        let is_to_end = || self.ended() || self.cut_in_ms().is_some();
+        until(&self.pulse.over, || is_to_end().then_some(())).await;
+    }
+
     /// How it stands.
     pub fn state(&self) -> SessionState {
         match (self.ended(), self.pulse.is_draining.load(Ordering::SeqCst)) {
@@ -292,14 +288,16 @@ impl Session {
 
     /// It takes no new calls from now on. False where that is so already; the sooner end counts.
     fn drain(&self, reason: &str, until_ms: u64) -> bool {
-        let mut ending = self.pulse.ending();
-        if let Some(ending) = ending.as_mut() {
+        let is_new = {
+            let mut ending = self.pulse.ending();
+            let is_new = ending.is_none();
+            let ending = ending.get_or_insert_with(|| Ending { reason: reason.into(), until_ms });
             ending.until_ms = ending.until_ms.min(until_ms);
-            return false;
-        }
-        *ending = Some(Ending { reason: reason.into(), until_ms });
-        self.pulse.is_draining.store(true, Ordering::SeqCst);
-        true
+            self.pulse.is_draining.store(true, Ordering::SeqCst);
+            is_new
+        };
+        self.pulse.over.notify_waiters();
+        is_new
     }
 
     /// It takes calls again.

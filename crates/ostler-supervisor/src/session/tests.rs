@@ -104,7 +104,7 @@ async fn what_runs_is_never_cut_for_want_of_a_word_or_for_its_age() {
     let session = world.open("one");
     session.note_own();
     let call = session.begin_call(CALLS).expect("room");
-    let task = session.begin_task("run_many", CALLS).expect("room");
+    let task = session.begin_task("run_many");
     after(LIFE.max_age - Duration::from_secs(1)).await;
     assert_eq!(session.state(), SessionState::Active);
     after(Duration::from_secs(1)).await;
@@ -133,7 +133,6 @@ async fn one_that_is_ended_while_something_runs_drains_first() {
     assert_eq!(world.drain(&session).await, SessionState::Draining);
     let refused = session.begin_call(CALLS).expect_err("it is ending");
     assert_eq!(refused.to_string(), "this session is ending and takes no new calls: a person ended it");
-    assert!(session.begin_task("late", CALLS).is_err());
     after(GRACE / 2).await;
     assert_eq!(world.drain(&session).await, SessionState::Draining, "asked once more, it is no longer");
     drop(call);
@@ -153,7 +152,7 @@ async fn one_that_is_ended_while_something_runs_drains_first() {
 async fn what_still_runs_after_the_grace_is_cut() {
     let world = World::new(9);
     let session = world.open("one");
-    let _task = session.begin_task("for ever", CALLS).expect("room");
+    let _task = session.begin_task("for ever");
     assert_eq!(world.drain(&session).await, SessionState::Draining);
     after(GRACE - Duration::from_secs(1)).await;
     assert!(!session.ended());
@@ -168,16 +167,30 @@ async fn what_still_runs_after_the_grace_is_cut() {
 }
 
 #[tokio::test]
-async fn calls_and_tasks_are_bounded() {
+async fn calls_are_bounded_and_tasks_counted_apart() {
     let world = World::new(9);
     let session = world.open("one");
-    let _calls = [session.begin_call(2).expect("room"), session.begin_call(2).expect("room")];
+    let calls = [session.begin_call(2).expect("room"), session.begin_call(2).expect("room")];
     assert_eq!(session.begin_call(2).expect_err("full"), CallRefused::Calls(2));
-    let task = session.begin_task("a", 1).expect("tasks are counted apart");
-    assert_eq!(session.begin_task("b", 1).expect_err("full"), CallRefused::Tasks(1));
-    drop(task);
-    drop(session.begin_task("b", 1).expect("room again"));
-    assert_eq!((session.running(), session.calls_begun()), (2, 2));
+    let task = session.begin_task("t1-00000000");
+    assert_eq!((session.tasks(), session.running()), (vec!["t1-00000000".to_owned()], 3));
+    drop((task, calls));
+    assert_eq!((session.running(), session.calls_begun()), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_it_is_to_end_is_heard_once_there_is_a_time_for_it() {
+    let world = World::new(9);
+    let session = world.open("one");
+    session.note_own();
+    let _call = session.begin_call(CALLS).expect("room");
+    let watched = Arc::clone(&session);
+    let heard = tokio::spawn(async move { watched.until_to_end().await });
+    after(LIFE.max_age).await;
+    assert!(!heard.is_finished() && session.state() == SessionState::Draining, "whenever its call is over");
+    assert_eq!(world.drain(&session).await, SessionState::Draining);
+    heard.await.expect("it hears of it");
+    assert!(!session.ended());
 }
 
 /// Ten thousand come and go: nothing of them stays but the latest reasons.

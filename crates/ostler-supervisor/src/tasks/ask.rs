@@ -121,6 +121,15 @@ impl Following {
     pub async fn next(&mut self) -> Result<TaskNews, broadcast::error::RecvError> {
         self.news.recv().await
     }
+
+    /// What has come already, or how much of it was missed; `None` where nothing has.
+    pub fn at_hand(&mut self) -> Option<Result<TaskNews, u64>> {
+        match self.news.try_recv() {
+            Ok(news) => Some(Ok(news)),
+            Err(broadcast::error::TryRecvError::Lagged(missed)) => Some(Err(missed)),
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => None,
+        }
+    }
 }
 
 /// Somebody who waits for a task's end.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ostler_domain::event::Happening;
 use ostler_domain::task::queue::{Event, How};
 use ostler_domain::task::retry::RetrySpec;
-use ostler_domain::task::{Lane, ProjectName};
+use ostler_domain::task::{Lane, ProjectName, TaskId};
 use ostler_store::journal::{Change, Id, Journal, Outcome, Refusal, TaskRecord, TaskState};
 use ostler_worker::protocol::{ErrorKind, TaskError as Failure};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use super::follow::TaskNews;
 use super::shelf::READ;
 use super::{TaskError, Tasks};
 use crate::clock;
+use crate::session::Busy;
 
 /// Between two tries to write down how an attempt ended, while the journal cannot be written.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
@@ -77,6 +78,16 @@ pub(super) struct Job {
     pub(super) attempt: u32,
     /// Where the journal has not said yet that it begins.
     pub(super) begun: Option<Begun>,
+    /// The session that the task belongs to shows it as one that runs.
+    _busy: Option<Busy>,
+}
+
+impl Job {
+    fn new(tasks: &Tasks, Kept { head, stored }: Kept, attempt: u32, begun: Option<Begun>) -> Self {
+        let session = tasks.session_of(head.id.seq);
+        let busy = session.map(|session| session.begin_task(&TaskId::from(head.id).to_string()));
+        Self { record: head, stored, attempt, begun, _busy: busy }
+    }
 }
 
 /// The journal's word that an attempt has begun, which need not have come yet.
@@ -176,7 +187,7 @@ pub(super) async fn begin_at_once(tasks: &Arc<Tasks>, seq: u64, attempt: u32, wo
         None => read(tasks, seq).await,
     };
     // Also what is broken, which is said once it has begun.
-    let Some(Kept { head, stored }) = kept else { return begin(tasks, seq, attempt, worker).await };
+    let Some(kept) = kept else { return begin(tasks, seq, attempt, worker).await };
     let change = Change::Begin { seq, attempt, worker: worker.to_owned() };
     let told = Arc::clone(tasks);
     let answer = tasks.clerk.ask(vec![change], move |_, outcomes| {
@@ -187,7 +198,7 @@ pub(super) async fn begin_at_once(tasks: &Arc<Tasks>, seq: u64, attempt: u32, wo
         Ok(answer) => {
             tasks.follow_of(seq).say(TaskNews::Began(attempt));
             let begun = Some(Begun { worker: worker.to_owned(), answer });
-            Some(Job { record: head, stored, attempt, begun })
+            Some(Job::new(tasks, kept, attempt, begun))
         }
         Err(error) => {
             put_off(tasks, seq, attempt, &error);
@@ -213,9 +224,9 @@ pub(super) async fn begin(tasks: &Arc<Tasks>, seq: u64, attempt: u32, worker: &s
     };
     tasks.has_begun(seq);
     match found {
-        Ok(Found::Task(Kept { head, stored })) => {
+        Ok(Found::Task(kept)) => {
             tasks.follow_of(seq).say(TaskNews::Began(attempt));
-            Some(Job { record: head, stored, attempt, begun: None })
+            Some(Job::new(tasks, kept, attempt, None))
         }
         Ok(Found::Broken(kind, why)) => {
             end(tasks, seq, attempt, None, Ending::failed(kind, why, false)).await;

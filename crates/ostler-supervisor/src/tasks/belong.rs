@@ -1,10 +1,12 @@
-//! Tasks that belong to a session: it is not idle while one of them is open, and they end with it.
+//! Tasks that belong to a session: it is not idle while one of them is open, and they end with it. Those that wait end as
+//! soon as it is to end; those that run have the time that its calls have (`sessions.grace`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
 use ostler_domain::session::SessionState;
 use ostler_domain::task::TaskId;
+use ostler_domain::task::queue::Place;
 use tokio::task::AbortHandle;
 
 use super::{TaskError, Tasks};
@@ -50,6 +52,8 @@ impl Tasks {
         let belonging = all.sessions.entry(Arc::clone(&session.handle)).or_insert_with(|| {
             let (tasks, watched) = (Arc::clone(self), Arc::clone(session));
             let end = tokio::spawn(async move {
+                watched.until_to_end().await;
+                tasks.end_waiting(&watched).await;
                 watched.until_ended().await;
                 tasks.end_with(&watched).await;
             });
@@ -81,6 +85,22 @@ impl Tasks {
         drop(gone);
     }
 
+    /// Those of a session that is to end which do not run: it is not kept for them.
+    async fn end_waiting(self: &Arc<Self>, session: &Session) {
+        let mut waiting: Vec<u64> = {
+            let all = self.belongings.lock().unwrap_or_else(PoisonError::into_inner);
+            all.sessions
+                .get(&session.handle)
+                .map(|mine| mine.open.iter().copied().collect())
+                .unwrap_or_default()
+        };
+        {
+            let desk = self.desk();
+            waiting.retain(|seq| !matches!(desk.queue.place(*seq), Some(Place::Running { .. })));
+        }
+        self.cancel_all(&waiting, &ended_with(session)).await;
+    }
+
     async fn end_with(self: &Arc<Self>, session: &Session) {
         let mine = {
             let mut all = self.belongings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,8 +108,12 @@ impl Tasks {
         };
         // Kept until all is done: its end is who does it.
         let Some(mine) = mine else { return };
-        let why = format!("its session {} ended", session.handle);
         let open: Vec<u64> = mine.open.iter().copied().collect();
-        self.cancel_all(&open, &why).await;
+        self.cancel_all(&open, &ended_with(session)).await;
     }
+}
+
+/// Why they end.
+fn ended_with(session: &Session) -> String {
+    format!("its session {} ended", session.handle)
 }

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Output, Stdio};
 
+use ostler_api::types::tasks::{BATCH_BODY_MAX, LISTED_MAX, TASK_BODY_MAX};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -257,6 +258,7 @@ fn every_member_is_checked_and_every_refusal_says_which() {
         (json!({"timeout_ms": 0}), "`timeout_ms`"),
         (json!({"memory_bytes": 0}), "`memory_bytes`"),
         (json!({"output_bytes": 1_u64 << 40}), "tasks.result_max"),
+        (json!({"output_bytes": 0}), "`output_bytes` is 0"),
         (json!({"attempts": 0}), "`attempts` is 0"),
         (json!({"attempts": 1001}), "1 to 1000"),
         (json!({"project": "no spaces"}), "the project: "),
@@ -296,9 +298,13 @@ fn every_member_is_checked_and_every_refusal_says_which() {
     ] {
         assert_eq!(over_socket(&daemon, "GET", &format!("/api/v1/{path}"), "").0, 400, "{path}");
     }
-    for path in
-        ["tasks/t1-00000000", "tasks/t1-00000000/events", "batches/b1-00000000", "tasks?batch=b1-00000000"]
-    {
+    for path in [
+        "tasks/t1-00000000",
+        "tasks/t1-00000000/events",
+        "tasks/t1-00000000/logs",
+        "batches/b1-00000000",
+        "tasks?batch=b1-00000000",
+    ] {
         assert_eq!(not(&daemon, "GET", &format!("/api/v1/{path}"), &NONE).0, 404, "{path}");
     }
     for path in ["tasks/t1-00000000/cancel", "tasks/t1-00000000/retry", "batches/b1-00000000/cancel"] {
@@ -401,6 +407,27 @@ fn the_api_waits_pages_and_refuses_what_comes_too_late() {
 }
 
 #[test]
+fn listings_come_in_pages_however_much_is_asked_for() {
+    let daemon = daemon("");
+    let mut later = quick("p", 1);
+    later["delay_ms"] = 3_600_000.into();
+    for count in [1, LISTED_MAX] {
+        let (status, batch) =
+            api(&daemon, "POST", "/api/v1/batches", &json!({"tasks": vec![later.clone(); count]}));
+        assert_eq!(status, 202, "{batch}");
+    }
+    let page = get(&daemon, "/api/v1/tasks?limit=1000000");
+    assert_eq!(ids(&page).len(), LISTED_MAX);
+    let rest = get(&daemon, &format!("/api/v1/tasks?limit=1000000&below={}", page["below"]));
+    assert_eq!((ids(&rest).len(), &rest["below"]), (1, &NONE));
+
+    let page = get(&daemon, "/api/v1/batches?limit=1");
+    assert_eq!(page["batches"][0]["tasks"]["queued"], LISTED_MAX, "the newest first: {page}");
+    let rest = get(&daemon, &format!("/api/v1/batches?limit=2&below={}", page["below"]));
+    assert_eq!((&rest["batches"][0]["tasks"]["queued"], &rest["below"]), (&json!(1), &NONE), "{rest}");
+}
+
+#[test]
 fn a_full_queue_is_429_with_the_limit_and_when_to_come_again() {
     let daemon = daemon("[tasks]\nqueued = 3\nproject_queued = 2\n");
     plug(&daemon, "p");
@@ -433,6 +460,34 @@ fn raw(daemon: &Daemon, method: &str, path: &str, body: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer
+}
+
+#[test]
+fn a_body_over_its_limit_is_refused_and_one_that_says_so_before_it_is_sent() {
+    let daemon = daemon("");
+    let asks = |path: &str, how: &str| {
+        let mut stream = UnixStream::connect(daemon.socket()).expect("the socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+        write!(stream, "POST /api/v1/{path} HTTP/1.1\r\nHost: ostler\r\nConnection: close\r\n{how}\r\n\r\n")
+            .expect("sent");
+        stream
+    };
+    for (path, most) in [("tasks", TASK_BODY_MAX), ("batches", BATCH_BODY_MAX)] {
+        let mut announced = asks(path, &format!("Content-Length: {}", most + 1));
+        let mut answer = String::new();
+        announced.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(answer.contains(&format!("may have {most}")) && answer.contains("in parts"), "{answer}");
+
+        let mut chunked = asks(path, "Transfer-Encoding: chunked");
+        let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
+        // It may be refused before all of it is sent.
+        let _ = (0..=most / 0x10000).try_for_each(|_| chunked.write_all(chunk.as_bytes()));
+        let mut start = [0; 12];
+        chunked.read_exact(&mut start).expect("an answer");
+        assert_eq!(&start, b"HTTP/1.1 413", "{path}");
+    }
+    submit(&daemon, &quick("p", 1));
 }
 
 /// The data of a stream of server-sent events, until it ends.
@@ -493,6 +548,24 @@ fn a_stream_tells_progress_log_and_end_and_then_ends() {
     assert!(after.len() == 1 && after[0]["state"]["state"] == "succeeded", "{after:?}");
     let logs = get(&daemon, &format!("/api/v1/tasks/{saying}/logs?n=1"));
     assert_eq!((logs.as_array().map(Vec::len), &logs[0]["text"]), (Some(1), &json!("two")));
+}
+
+#[test]
+fn who_reads_slowly_is_told_what_was_missed_and_how_it_ended() {
+    let daemon = daemon("");
+    let holding = plug(&daemon, "p");
+    // More than a connection holds, in more lines than are held for one who reads.
+    let much = json!({"code": "for (let n = 0; n < 900; n += 1) console.log('x'.repeat(2000)); return 1"});
+    let id = submit(&daemon, &json!({"type": "execute-code", "payload": much, "project": "p"}));
+    let mut slow = follow(&daemon, &id);
+    assert_eq!(news(&mut slow).next().expect("its state")["state"]["state"], "queued");
+    unplug(&daemon, "p", &holding);
+    get(&daemon, &format!("/api/v1/tasks/{id}?wait_ms=60000"));
+    let all: Vec<Value> = news(&mut slow).collect();
+    let lines = all.iter().filter(|news| !news["log"].is_null()).count() as u64;
+    let missed: u64 = all.iter().filter_map(|news| news["gap"]["missed"].as_u64()).sum();
+    assert!(missed > 0 && lines > 0 && lines + missed >= 900, "{lines} lines, {missed} missed");
+    assert_eq!(all.last().expect("the end")["state"]["state"], "succeeded");
 }
 
 #[test]
@@ -613,7 +686,7 @@ fn the_tools_submit_see_run_and_cancel() {
 
 #[test]
 fn tasks_of_a_session_end_with_it() {
-    let mut daemon = daemon("");
+    let mut daemon = daemon("min = 2\n[sessions]\ngrace = \"1h\"\n");
     let opened = call(&daemon, "create_session", &json!({"name": "mine"}));
     let session = given(&opened)["id"].as_str().expect("an id").to_owned();
     let of_session = |mut task: Value| {
@@ -625,19 +698,55 @@ fn tasks_of_a_session_end_with_it() {
         &daemon,
         &of_session(json!({"type": "execute-code", "payload": {"code": ""}, "delay_ms": 3_600_000})),
     );
-    let other =
-        submit(&daemon, &json!({"type": "execute-code", "payload": {"code": ""}, "delay_ms": 3_600_000}));
+    let later = json!({"type": "execute-code", "payload": {"code": ""}, "delay_ms": 3_600_000});
+    let other = submit(&daemon, &later);
+    // A batch's session is that of its tasks; a request's session that of what its tools submit.
+    let batch = json!({"tasks": [later, endless("p")], "batch": {"session_id": "mine"}});
+    let (_, batch) = api(&daemon, "POST", "/api/v1/batches", &batch);
+    let in_session = [("mcp-protocol-version", LEGACY), ("ostler-session", "mine")];
+    let (_, _, told) = local(&daemon, &in_session, &tool_call(1, "submit_task", &later));
+    let told = given(&told)["id"].as_str().expect("an id");
+    let (_, _, ran) =
+        local(&daemon, &in_session, &tool_call(1, "run_tasks", &json!({"tasks": [quick("p", 1)]})));
+    let ran = &given(&ran)["tasks"][0]["task"];
+    assert_eq!((&ran["session"], &ran["state"]), (&json!(session), &json!("succeeded")), "{ran}");
     wait_until("it runs", || task(&daemon, &running)["state"] == "running");
-    assert_eq!(ids(&get(&daemon, &format!("/api/v1/tasks?session={session}"))).len(), 2);
-    over_socket(&daemon, "DELETE", &format!("/api/v1/sessions/{session}"), "");
+    let mine = ids(&get(&daemon, &format!("/api/v1/tasks?session={session}")));
+    assert_eq!(mine.len(), 6, "{mine:?}");
+    let at = format!("/api/v1/sessions/{session}");
+    let of_batch: Vec<&str> = batch["tasks"]
+        .as_array()
+        .expect("its tasks")
+        .iter()
+        .map(|task| task["id"].as_str().expect("an id"))
+        .collect();
+    let [batch_waits, batch_runs] = of_batch[..] else { panic!("{batch}") };
+    let runs = BTreeSet::from([running.as_str(), batch_runs]);
+    let shown = |of: &Value| -> BTreeSet<String> {
+        of["tasks"]
+            .as_array()
+            .expect("its tasks")
+            .iter()
+            .map(|id| id.as_str().expect("an id").to_owned())
+            .collect()
+    };
+    wait_until("those are shown that run", || shown(&get(&daemon, &at)).iter().eq(runs.iter()));
+    // What waits ends at once, what runs has the grace.
+    let (status, draining) = api(&daemon, "DELETE", &at, &NONE);
+    assert_eq!((status, shown(&draining).len()), (202, 2), "{draining}");
     let ended = |daemon: &Daemon, id: &str| {
         let task = get(daemon, &format!("/api/v1/tasks/{id}?wait_ms=60000"));
         assert_eq!(task["state"], "cancelled", "{task}");
         task["why"].as_str().expect("a reason").to_owned()
     };
-    for id in [&running, &waiting] {
+    for id in [batch_waits, &waiting, told] {
         assert_eq!(ended(&daemon, id), format!("its session {session} ended"));
     }
+    for id in runs {
+        assert_eq!(task(&daemon, id)["state"], "running");
+        done(&daemon, &["task", "cancel", id]);
+    }
+    wait_until("nothing keeps it", || over_socket(&daemon, "GET", &at, "").0 == 404);
     assert_eq!(task(&daemon, &other)["state"], "queued", "it is of none");
 
     // It ended while no daemon ran: nobody was there to hear of it.
@@ -651,7 +760,7 @@ fn tasks_of_a_session_end_with_it() {
     daemon.start_again(&[]);
     assert_eq!(ended(&daemon, &last), "its session ended");
     assert_eq!(task(&daemon, &other)["state"], "queued");
-    // A legacy client of Ostler's own server has a session: what it submits ends with that.
+    // What a legacy client submits does not end with its conversation.
     let (_, head, _) = local(&daemon, &[], &initialize());
     let header = head
         .lines()
@@ -663,11 +772,26 @@ fn tasks_of_a_session_end_with_it() {
     assert_eq!(
         task(&daemon, &id)["session"],
         NONE,
-        "that session is the client's conversation, and not one by a key"
+        "that is the client's conversation, and no session by a key"
     );
     done(&daemon, &["task", "cancel", &id]);
     daemon.signal(Signal::TERM);
     daemon.wait();
+}
+
+#[test]
+fn a_task_that_runs_longer_than_the_grace_of_its_session_ends_with_it() {
+    let daemon = daemon("[sessions]\ngrace = \"1ms\"\n");
+    let opened = call(&daemon, "create_session", &json!({"name": "mine"}));
+    let session = given(&opened)["id"].as_str().expect("an id").to_owned();
+    let mut endless = endless("p");
+    endless["session_id"] = "mine".into();
+    let id = submit(&daemon, &endless);
+    wait_until("it runs", || task(&daemon, &id)["state"] == "running");
+    over_socket(&daemon, "DELETE", &format!("/api/v1/sessions/{session}"), "");
+    let ended = get(&daemon, &format!("/api/v1/tasks/{id}?wait_ms=60000"));
+    assert_eq!(ended["state"], "cancelled", "{ended}");
+    assert_eq!(ended["why"], format!("its session {session} ended"));
 }
 
 /// `ostler events -f` of these kinds, from now on.

@@ -32,6 +32,20 @@ impl Reader {
         let ended = task.has_ended();
         Ok((TaskNews::State(Box::new(task)), ended))
     }
+
+    /// The same as events. Where it has ended, what was said before comes before: the stream ends with it.
+    async fn standing(&mut self) -> Result<(String, bool), TaskError> {
+        let (state, ended) = self.state().await?;
+        let mut text = String::new();
+        while ended && let Some(told) = self.following.at_hand() {
+            text += &match told {
+                Ok(news) => said(news).map(|news| event(&news)).unwrap_or_default(),
+                Err(missed) => gap(missed),
+            };
+        }
+        text += &event(&state);
+        Ok((text, ended))
+    }
 }
 
 /// The stream of a task's news.
@@ -71,23 +85,33 @@ async fn send(
             () = out.closed() => return,
         };
         match told {
-            Ok(Told::Progress(progress)) => text += &event(&TaskNews::Progress(views::progress(progress))),
-            Ok(Told::Log(line)) => text += &event(&TaskNews::Log(views::line(line))),
-            Ok(Told::Began(_) | Told::Retry | Told::Ended) => {
-                let Ok((state, has_ended)) = reader.state().await else { return };
-                text += &event(&state);
-                ended = has_ended;
+            Ok(news) => {
+                if let Some(news) = said(news) {
+                    text += &event(&news);
+                    continue;
+                }
             }
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                text += &event(&TaskNews::Gap(TaskGapView { missed }));
-                // Its end may be among what was missed.
-                let Ok((state, has_ended)) = reader.state().await else { return };
-                text += &event(&state);
-                ended = has_ended;
-            }
+            // Its end may be among what was missed.
+            Err(broadcast::error::RecvError::Lagged(missed)) => text += &gap(missed),
             Err(broadcast::error::RecvError::Closed) => return,
         }
+        let Ok((standing, has_ended)) = reader.standing().await else { return };
+        text += &standing;
+        ended = has_ended;
     }
+}
+
+/// What the task itself said; `None`: it stands otherwise than before.
+fn said(news: Told) -> Option<TaskNews> {
+    match news {
+        Told::Progress(progress) => Some(TaskNews::Progress(views::progress(progress))),
+        Told::Log(line) => Some(TaskNews::Log(views::line(line))),
+        Told::Began(_) | Told::Retry | Told::Ended => None,
+    }
+}
+
+fn gap(missed: u64) -> String {
+    event(&TaskNews::Gap(TaskGapView { missed }))
 }
 
 /// One server-sent event. Plain data: it always has a JSON form, and that has no line ends.
