@@ -294,3 +294,18 @@ pub(super) fn built_in(lane: &str, folder: &Path) -> Option<Launch> {
     };
     Some(Launch { command, args, env, inherit_env: Vec::new(), cwd: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_holds_and_modules_are_looked_for_in_both_places() {
+        let texts = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let mut env = texts(&[(MODULES, "/own"), ("TZ", "UTC")]);
+        add_env(&mut env, &texts(&[(MODULES, "/more"), ("TZ", "CET"), ("LEVEL", "1")]));
+        assert_eq!(env, texts(&[(MODULES, "/own:/more"), ("TZ", "CET"), ("LEVEL", "1")]));
+    }
+}
